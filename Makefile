@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format docs bench validate validate-papers validate-schedules clean
+.PHONY: run test check format docs bench validate validate-papers validate-schedules verify-vllm clean
 
 run: $(READY)
 	$(BIN)/plimsoll plan --model meta-llama/Llama-3.1-8B --trace examples/workloads/chat.csv \
@@ -41,7 +41,7 @@ validate: $(READY)
 	$(BIN)/python -m validation._report --data $(DATA)
 
 validate-papers: $(READY)
-	$(BIN)/python -m validation papers --data .
+	$(BIN)/python -m validation papers --data $(DATA)
 
 # Where the measured data lies: PLIMSOLL_DATA, else ../shared/data
 DATA := $(or $(PLIMSOLL_DATA),../shared/data)
@@ -49,10 +49,14 @@ DATA := $(or $(PLIMSOLL_DATA),../shared/data)
 validate-schedules: $(READY)
 	$(BIN)/python -m validation schedules --data $(DATA)/vllm-schedules/*.jsonl.gz
 
+# A real vLLM on this machine's CPU against Plimsoll (docs/profiling.md): about 15 minutes; goes on where it stopped
+verify-vllm: $(READY)
+	$(BIN)/python -m scripts.verify_vllm
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Plimsoll needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,silicon]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,silicon,offload]'
 	touch $(READY)
 
 clean:

@@ -1,11 +1,16 @@
 """Speed of clusters: what routers, pools and ranks cost beside one replica with as many requests.
 
-    python benchmarks/cluster_speed.py [--trace FILE] [--requests 10000] [--repeats 5]
+    python benchmarks/cluster_speed.py [--trace FILE] [--requests 10000] [--repeats 7] [--only least-loaded,distserve …]
 
 Llama-2-7B on A100-SXM-80GB, token budget 512, 128 seats, Poisson arrivals, lengths as in ``engine_speed.py``. One
 replica at 2 and 6 requests/s, then eight replicas at eight times the rate behind every router: the ratio is the
 processor time of eight to that of one, for the same number of requests. Then prefill and decode pools of four and four,
 and four data-parallel ranks in lockstep beside one pool of their size.
+
+All rows of a rate take turns, so that a busy machine slows them alike; each figure is the best of the repetitions.
+
+Wanted: 1.5 times one replica behind any router; of pools 30,000 requests/s at 2 req/s and 80,000 at 6. Why some stay
+behind is printed with them: what a cluster does per request is counted in one more run, calls of what costs most.
 """
 
 from __future__ import annotations
@@ -14,25 +19,103 @@ import argparse
 import dataclasses
 import os
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from engine_speed import NUM_BLOCKS, TRACE, config, draw, roofline
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
+from plimsoll.engine.disaggregated import Clock, Machine
+from plimsoll.engine.lane import Lane
 from plimsoll.engine.plugins import list_plugins
+from plimsoll.engine.replica import Replica
 
 LINK = {"transfer_s_per_token": 2e-5, "transfer_latency_s": 8e-3}
+ALONE = "one replica"
+COUNTED: list[tuple[type, str, str]] = [
+    (Replica, "advance", "times a replica is turned to"),
+    (Lane, "decode", "stretches of decode steps"),
+    (Machine, "begin_mixed", "prompt steps"),
+    (Machine, "cut", "stretches cut short"),
+    (Clock, "at", "transfers"),
+]
+WHY = {
+    "least-pending-tokens": "what is left on every replica changes in each step, so none can be left alone for long",
+    "least-loaded": "each end of a request has to be noticed before the next arrival is routed",
+    "power-of-two": "as least-loaded, of two replicas",
+    "prefix-aware": "without content ids it is least-loaded",
+    "distserve": "a request stops machines when its prompt begins and ends, at the bridge, when its KV is there and at "
+    "its end; each of these costs some microseconds, and 80,000 requests/s are 12 for all of them",
+    "splitwise": "as distserve; and where memory is short, all who wait are gone through at each end for one that fits",
+}
+Row = tuple[str, str, EngineConfig, Workload]
 
 
-def best_s(workload: Workload, engine: EngineConfig, repeats: int) -> tuple[float, int]:
-    """Processor time of the quickest of some runs, and its steps."""
-    best, steps = float("inf"), 0
+def rows_of(trace: str | None, requests: int, rate: float, only: list[str]) -> list[Row]:
+    """(label, what it is an example of, engine, workload) of everything that is measured at a rate of one replica."""
+    one = config(128)
+    alone, eightfold = draw(trace, requests, rate), draw(trace, requests, 8 * rate)
+    rows: list[Row] = [
+        (f"8 replicas, {router}", router, dataclasses.replace(one, replicas=8, router=router), eightfold)
+        for router in list_plugins("plimsoll.engine.routers")
+    ]
+    for policy in list_plugins("plimsoll.engine.clusters"):
+        pools = {"prefill": 4, "decode": 4, **LINK}
+        engine = dataclasses.replace(one, policy=policy, replicas=8, options=pools)
+        rows.append((f"{policy}, 4 + 4", policy, engine, eightfold))
+    pooled = dataclasses.replace(one, num_blocks=4 * NUM_BLOCKS, max_num_seqs=512, max_num_batched_tokens=2048)
+    rows.append(("2 replicas of one pool for 4 ranks", "ranks", dataclasses.replace(pooled, replicas=2), eightfold))
+    ranks = dataclasses.replace(one, replicas=2, ranks=4)
+    rows.append(("2 replicas of 4 ranks in lockstep", "ranks", ranks, eightfold))
+    return [(ALONE, ALONE, one, alone), *(row for row in rows if not only or row[1] in only)]
+
+
+def best_of(rows: list[Row], repeats: int) -> dict[str, tuple[float, int]]:
+    """By label the processor time of the quickest run, and its steps; the rows take turns."""
+    best: dict[str, tuple[float, int]] = {}
     for _ in range(repeats):
-        model = roofline()
-        begin_s = time.process_time()
-        steps = simulate(workload, engine, model).num_steps
-        best = min(best, time.process_time() - begin_s)
-    return best, steps
+        for label, _, engine, workload in rows:
+            model = roofline()
+            begin_s = time.process_time()
+            steps = simulate(workload, engine, model).num_steps
+            best[label] = min(best.get(label, (float("inf"), 0)), (time.process_time() - begin_s, steps))
+    return best
+
+
+@contextmanager
+def counting(calls: Counter[str]) -> Iterator[None]:
+    """Count the calls of what costs most."""
+    originals: list[tuple[type, str, Callable[..., Any]]] = []
+
+    def counted(original: Callable[..., Any], words: str) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            calls[words] += 1
+            return original(*given)
+
+        return call
+
+    for owner, name, words in COUNTED:
+        original = getattr(owner, name)
+        originals.append((owner, name, original))
+        setattr(owner, name, counted(original, words))
+    try:
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def explain(row: Row) -> None:
+    """Why a row stays behind, with what it does for a request."""
+    _, kind, engine, workload = row
+    calls: Counter[str] = Counter()
+    with counting(calls):
+        simulate(workload, engine, roofline())
+    listed = ", ".join(f"{calls[words] / len(workload):.1f} {words}" for _, _, words in COUNTED if calls[words])
+    print(f"      a request takes {listed}: {WHY.get(kind, '?')}")
 
 
 def main() -> None:
@@ -40,29 +123,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", help="a file whose lengths are drawn")
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", default="", help="routers and engines, separated by commas; all by default")
     options = parser.parse_args()
     found = Path(os.environ.get("PLIMSOLL_DATA", "../shared/data")) / TRACE
     trace = options.trace or (str(found) if found.exists() else None)
-    one = config(128)
-    for rate in (2.0, 6.0):
-        alone_s, steps = best_s(draw(trace, options.requests, rate), one, options.repeats)
+    for rate, wanted in ((2.0, 30_000), (6.0, 80_000)):
+        rows = rows_of(trace, options.requests, rate, [name for name in options.only.split(",") if name])
+        best = best_of(rows, options.repeats)
+        alone_s, steps = best[ALONE]
         print(f"one replica at {rate:g} req/s: {options.requests / alone_s:,.0f} requests/s, {steps:,} steps")
-        workload = draw(trace, options.requests, 8 * rate)
-
-        def row(name: str, engine: EngineConfig, workload: Workload = workload, alone_s: float = alone_s) -> None:
-            seconds, steps = best_s(workload, engine, options.repeats)
-            speed = options.requests / seconds
-            print(f"  {name:36}{speed:10,.0f} requests/s{steps:10,} steps   {seconds / alone_s:5.2f} × one replica")
-
-        for router in list_plugins("plimsoll.engine.routers"):
-            row(f"8 replicas, {router}", dataclasses.replace(one, replicas=8, router=router))
-        for policy in list_plugins("plimsoll.engine.clusters"):
-            pools = {"prefill": 4, "decode": 4, **LINK}
-            row(f"{policy}, 4 + 4", dataclasses.replace(one, policy=policy, replicas=8, options=pools))
-        pooled = dataclasses.replace(one, num_blocks=4 * NUM_BLOCKS, max_num_seqs=512, max_num_batched_tokens=2048)
-        row("2 replicas of one pool for 4 ranks", dataclasses.replace(pooled, replicas=2))
-        row("2 replicas of 4 ranks in lockstep", dataclasses.replace(one, replicas=2, ranks=4))
+        for row in rows[1:]:
+            label, kind = row[:2]
+            seconds, steps = best[label]
+            speed, ratio = options.requests / seconds, seconds / alone_s
+            print(f"  {label:36}{speed:10,.0f} requests/s{steps:10,} steps   {ratio:5.2f} × one replica", flush=True)
+            pools = kind in list_plugins("plimsoll.engine.clusters")
+            if kind != "ranks" and (speed < wanted if pools else ratio > 1.5):
+                explain(row)
 
 
 if __name__ == "__main__":

@@ -29,14 +29,16 @@ VARIANTS: dict[str, list[dict[str, Option]]] = {
     "trtllm": [{"enable_chunked_context": True}],
     "s3": [{"swap_block_s": 4e-4}, {"accuracy": 0.656, "swap_block_s": 4e-4}],
     "andes": [{"swap_block_s": 4e-4}],
+    "sglang": [{"chunked_prefill_size": 8192}, {"chunked_prefill_size": 8192, "cache_own_blocks": True}],
 }
 WHY = {
-    "llamacpp": "four slots: 20 times as many steps, since the batch never exceeds 4; a step costs 0.4 µs",
+    "llamacpp": "four slots: 20 times as many steps, as the batch never exceeds 4, and several passes a prompt step",
     "fastgen": "its memory is full: for 1,200 steps some decodes wait for a block, and who they are is asked in each",
+    "sglang": "with the cache on, every prompt and answer is a node of the tree that is made, found and evicted",
     "andes": "every second all requests in progress are ranked anew, a thousand of them here: that is the algorithm",
-    "s3": "a sorted queue, and a search in it for each admission, instead of the head of a queue",
+    "s3": "a sorted queue, a search in it for each admission, and a swap for each answer that was predicted too short",
     "uellm": "small static batches: seven times as many steps",
-    "orca": "with a buddy allocator a copy of its free lists is tried out for each admission",
+    "guide": "static batches, cut to the longest sequence in each: six times as many steps",
     "tgi": "joining late, it takes twice as many steps",
 }
 

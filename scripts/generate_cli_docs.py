@@ -18,7 +18,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from plimsoll.cli.app import app
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
-KINDS = {int: "whole number", float: "number", str: "text", bool: ""}
+KINDS = {int: "whole number", float: "number", str: "text", bool: "", list[str]: "texts"}
 
 HEAD = """# Command line
 

@@ -35,6 +35,7 @@ def main() -> int:
     except PlimsollError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    result.pop("plots", None)  # for the page that `_report` writes
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:

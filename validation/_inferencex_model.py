@@ -3,15 +3,17 @@ share their GPUs, a two-pool approximation where they do not.
 
 The client: lengths uniform in [0.8, 1] × nominal, 10 prompts per user, everything at once under a concurrency cap; the
 reported figures are means over all requests, the initial burst included (on the vLLM rows of Llama-3.1-70B on Hopper
-the simulated mean TTFT is 6 % off with no factor at all, the median a factor of two). vLLM's scheduler stands in for
-those of SGLang and TensorRT-LLM. Steps come from the roofline; on Hopper with fp4 weights from the measured tables,
-whose kernels for such experts the roofline's do not follow. No host time: what there is hides behind the GPU.
+the simulated mean TTFT is 6 % off with no factor at all, the median a factor of two). Engines are started as the
+public scripts start them (`inferencex_recipes.toml`) and schedule by rules of their own (`_policies`); an API server
+stands before them (`_inferencex_serve`). Steps come from the roofline; on Hopper with fp4 weights from the measured
+tables, whose kernels for such experts the roofline's do not follow. No host time in a step: it hides behind the GPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 
@@ -26,18 +28,22 @@ from plimsoll.core.errors import InfeasibleError, MissingExtraError
 from plimsoll.core.run import Status
 from plimsoll.core.source import Source
 from plimsoll.core.workload import Workload
-from plimsoll.engine import simulate
+from plimsoll.engine.config import EngineConfig
 from plimsoll.perf.cut import KV_BITS
 from plimsoll.perf.memory import MemoryAssumptions, MemoryPlan, kv_capacity
+from plimsoll.perf.overheads import load_overheads
 from plimsoll.perf.roofline import Roofline
 from plimsoll.perf.silicon import Silicon, SiliconOptions
 from plimsoll.planner.sizing import engine_config
+from validation._inferencex_recipes import Recipe, recipe_of
 from validation._inferencex_rows import Row, number
+from validation._inferencex_serve import ApiServer, serve
 
 PROMPTS_PER_USER = 10
 MOST_REQUESTS = 3000
 SHORTEST = 0.8
-BUDGET_TOKENS = 8192
+MEMORY_BUDGET_TOKENS = 8192
+POLICIES = Path(__file__).with_name("_policies")
 MEAN_LENGTH = (1 + SHORTEST) / 2
 
 
@@ -77,9 +83,9 @@ def step_model(
     return Roofline(spec, card, cut, precision, kv_precision)
 
 
-def _steps(row: Row, cut: Parallelism) -> Roofline | Silicon:
+def _steps(row: Row, cut: Parallelism, recipe: Recipe) -> Roofline | Silicon:
     measured = row.architecture == "hopper" and row.precision == "fp4"
-    return step_model(row.model, row.gpu, cut, row.precision, row.kv_precision, measured)
+    return step_model(row.model, row.gpu, cut, row.precision, recipe.kv_precision, measured)
 
 
 def is_mixture(row: Row) -> bool:
@@ -87,14 +93,17 @@ def is_mixture(row: Row) -> bool:
     return any(isinstance(group.mlp, Moe) for group in model_of(row.model).groups)
 
 
-def _memory(row: Row, cut: Parallelism) -> MemoryPlan:
+def _memory(row: Row, cut: Parallelism, recipe: Recipe) -> MemoryPlan:
     longest, seats = row.prompt_tokens + row.output_tokens + 200, max(256, -(-row.concurrency // cut.dp))
-    settings = EngineSettings(max_model_len=longest, max_num_seqs=seats, max_num_batched_tokens=BUDGET_TOKENS)
+    settings = EngineSettings(
+        max_model_len=longest, max_num_seqs=seats, max_num_batched_tokens=MEMORY_BUDGET_TOKENS,
+        gpu_memory_utilization=recipe.memory_utilization,
+    )  # fmt: skip
     assumed = MemoryAssumptions(
         engine=load_engine("vllm-v1"), expected_sequence_tokens=longest, shrink_max_model_len=True
     )
     spec, card = model_of(row.model), load_accelerator(row.gpu)
-    return kv_capacity(spec, card, cut, row.precision, row.kv_precision, settings, assumed)
+    return kv_capacity(spec, card, cut, row.precision, recipe.kv_precision, settings, assumed)
 
 
 def predict(row: Row) -> Prediction:
@@ -107,24 +116,84 @@ def predict(row: Row) -> Prediction:
 
 
 def _simulated(row: Row) -> Prediction:
-    cut = row.cut(is_mixture=is_mixture(row))
-    steps, users = _steps(row, cut), row.concurrency
-    config = engine_config(_memory(row, cut), cut, "vllm-v1", 1, "round-robin")
-    num = max(min(PROMPTS_PER_USER * users, max(MOST_REQUESTS, 2 * users)), PROMPTS_PER_USER)
+    cut, recipe = row.cut(is_mixture=is_mixture(row)), recipe_of(row)
+    if recipe.data_parallel_attention:
+        cut = Parallelism(tp=1, dp=cut.tp, ep=cut.tp)
+    steps = _steps(row, cut, recipe)
+    stretch = _drafting(row, steps, recipe)
+    config = _engine(row, _memory(row, cut, recipe), cut, recipe, stretch)
+    workload = client_workload(row, recipe)
+    run = serve(workload, config, steps, _api_server(row.backend))
+    answered = np.flatnonzero(run.status == Status.FINISHED)
+    if not len(answered):
+        raise InfeasibleError(f"{row.id}: no request fits", "memory")
+    seen_s = run.first_token_s[answered]
+    if recipe.held_tokens:
+        assert run.timeline is not None
+        times = [run.timeline.token_times_s(int(request)) for request in answered]
+        seen_s = np.array([one[min(recipe.held_tokens, len(one) - 1)] for one in times])
+    tpot = (run.finish_s[answered] - seen_s) / np.maximum(1, run.output_tokens[answered] - 1)
+    return Prediction(
+        ttft_s=float((seen_s - run.arrival_s[answered]).mean()) + _cold_start_s(row, recipe, workload),
+        tpot_s=stretch / recipe.accepted_tokens * float(tpot.mean()),
+        method="simulated",
+        source=steps.source,
+    )
+
+
+def _cold_start_s(row: Row, recipe: Recipe, workload: Workload) -> float:
+    """What compiling kernels for a full step adds to the mean: the first users wait for it, the others do not."""
+    first = int(workload.prompt_tokens[: row.concurrency].sum())
+    return recipe.cold_start_s * row.concurrency / len(workload) if first > recipe.token_budget else 0.0
+
+
+def client_workload(row: Row, recipe: Recipe) -> Workload:
+    """What vLLM's benchmark client sends: all at once, under a cap, and lengths below the nominal ones."""
+    users, each = row.concurrency, recipe.prompts_per_user
+    num = max(min(each * users, max(MOST_REQUESTS, 2 * users)), each)
     rng = np.random.default_rng(0)
     prompt, output = (
-        rng.integers(int(SHORTEST * nominal), nominal + 1, num) for nominal in (row.prompt_tokens, row.output_tokens)
+        rng.integers(int(recipe.shortest_frac * nominal), nominal + 1, num)
+        for nominal in (row.prompt_tokens, row.output_tokens)
     )
-    workload = Workload(
+    return Workload(
         arrival_s=floats(np.zeros(num)), prompt_tokens=ints(prompt), output_tokens=ints(output), concurrency=users
     )
-    run = simulate(workload, config, steps)
-    answered = run.status == Status.FINISHED
-    if not answered.any():
-        raise InfeasibleError(f"{row.id}: no request fits", "memory")
-    ttft, whole = (run.first_token_s - run.arrival_s)[answered], (run.finish_s - run.first_token_s)[answered]
-    tpot = whole / np.maximum(1, run.output_tokens[answered] - 1)
-    return Prediction(ttft_s=float(ttft.mean()), tpot_s=float(tpot.mean()), method="simulated", source=steps.source)
+
+
+def _api_server(backend: str) -> ApiServer:
+    host = load_overheads(f"api-server-{backend}")
+    return ApiServer(per_request_s=host.per_request_s, per_prompt_token_s=host.per_request_token_s)
+
+
+def _engine(row: Row, memory: MemoryPlan, cut: Parallelism, recipe: Recipe, stretch: float) -> EngineConfig:
+    """The engine of a row: its own rule of scheduling, and the recipe's sizes."""
+    options: dict[str, str | int | float | bool]
+    name, budget = "vllm-v1", recipe.token_budget
+    options = {"async_scheduling": recipe.async_scheduling} if cut.dp == 1 else {}
+    if row.backend == "sglang":
+        name, options = str(POLICIES / "prompts_first.py"), {"recv_interval": recipe.recv_interval}
+    elif row.backend == "trtllm":
+        name, budget = str(POLICIES / "prompts_wait.py"), max(budget, row.prompt_tokens + row.concurrency // cut.dp)
+        options = {
+            "wait_steps": round(recipe.wait_steps * stretch),
+            "wait_tokens_frac": recipe.wait_tokens_frac,
+            "wait_prompts": 0 if recipe.wait_tokens_frac else cut.dp,
+        }
+    config = engine_config(memory, cut, name, 1, "round-robin")
+    return dataclasses.replace(
+        config, max_num_seqs=max(recipe.max_seqs, cut.dp), max_num_batched_tokens=budget * cut.dp, options=options
+    )
+
+
+def _drafting(row: Row, steps: Roofline | Silicon, recipe: Recipe) -> float:
+    """How much longer a step takes that verifies drafts, and makes them with a layer of its own."""
+    if not recipe.speculative_tokens:
+        return 1.0
+    drafts, batch = recipe.speculative_tokens, row.concurrency
+    read = int(batch * _weighted(steps, MEAN_LENGTH * (row.prompt_tokens + row.output_tokens / 2)))
+    plain, verifying = (steps.step_s(0, 0, 0, 0, 0, num, read) for num in (batch, batch * (1 + drafts)))
+    return verifying / plain + drafts / model_of(row.model).num_layers
 
 
 # Prompts and answers on GPUs of their own
@@ -140,12 +209,13 @@ def _two_pools(row: Row) -> Prediction:
     spec = model_of(row.model)
     first, second = row.cut("prefill_", is_mixture=mixture), row.cut("decode_", is_mixture=mixture)
     num_first, num_second = (max(1, number(row.fields[f"{s}_num_workers"])) for s in ("prefill", "decode"))
-    prefill, decode = _steps(row, first), _steps(row, second)
+    recipe = recipe_of(row)
+    prefill, decode = _steps(row, first, recipe), _steps(row, second, recipe)
     prompt, output = MEAN_LENGTH * row.prompt_tokens, MEAN_LENGTH * row.output_tokens
     together = max(1, first.dp)  # a data-parallel worker prefills one prompt a rank at a time
     one_s = _prefill_s(prefill, prompt, together)
     capacity_per_s = num_first * together / one_s
-    cache_bytes = counting.kv_bytes_per_token(spec, KV_BITS[row.kv_precision] / 8) * prompt
+    cache_bytes = counting.kv_bytes_per_token(spec, KV_BITS[recipe.kv_precision] / 8) * prompt
     transfer_s = cache_bytes / load_accelerator(row.gpu).inter_node_bytes_per_s / max(1, first.tp)
     length = prompt + output / 2
 

@@ -90,9 +90,11 @@ class Row:
 
     @property
     def family(self) -> str:
-        """``latent``, ``hybrid``, ``moe`` or ``dense``: what the model's layers are."""
+        """``latent``, ``sparse``, ``hybrid``, ``moe`` or ``dense``: what the model's layers are."""
         name = self.fields["model_path"]
-        if any(part in name for part in ("DeepSeek", "Kimi", "GLM")):
+        if "GLM" in name:
+            return "sparse"
+        if any(part in name for part in ("DeepSeek", "Kimi")):
             return "latent"
         if "Qwen3.5" in name:
             return "hybrid"
@@ -102,18 +104,17 @@ class Row:
     def client(self) -> str:
         """``inferencex`` (vLLM's benchmark client), or ``other`` for rows measured by the package's own makers."""
         source = self.fields["silicon_data_source"]
-        return "other" if "/Users" in source or "gap-analysis" in source else "inferencex"
+        return "other" if "/Users" in source else "inferencex"
 
     @property
-    def may_speculate(self) -> bool:
-        """TensorRT-LLM DeepSeek rows of the two dated exports mix runs with and without speculation, unlabelled."""
-        dated = self.fields["silicon_data_source"].startswith("source_file=2026")
-        return self.backend == "trtllm" and "DeepSeek" in self.fields["model_path"] and dated
+    def measured(self) -> str:
+        """The day of the measurement, ISO; empty where the row does not say."""
+        found = re.search(r"measured=(\d{4}-\d\d-\d\d)", self.fields["silicon_data_source"])
+        return found.group(1) if found else ""
 
-    @property
-    def kv_precision(self) -> str:
-        """TensorRT-LLM caches in fp8 beside quantised weights; the others at the model's own."""
-        return "fp8" if self.backend == "trtllm" and self.precision in ("fp8", "fp4") else "auto"
+    def num_ways(self, name: str, stage: str = "") -> int:
+        """A size of the layout, as its column has it; 1 where it is empty."""
+        return number(self.fields[stage + name]) or 1
 
     def cut(self, stage: str = "", *, is_mixture: bool) -> Parallelism:
         """The cut of one replica (of one worker of `stage`)."""

@@ -1,149 +1,157 @@
-"""A vLLM V1 server in time, around the naive scheduler: what the fast engine will do once it has a prefix cache.
-
-The order is that of vLLM's engine core. Its process takes in what has arrived, schedules a step, hands it to the GPU
-and waits for the oldest step that is under way. Synchronous: one step is under way. Asynchronous: two, so that step
-s + 1 is scheduled when step s begins, and whoever arrives meanwhile waits for s + 2.
-
-    core   | take in, schedule 1 | schedule 2 | results of 1, take in, schedule 3 | results of 2, …
-    GPU                          | 1                                              | 2            | 3 …
-
-Data-parallel ranks keep a scheduler each and step together (they meet in the expert layers); an arriving request
-goes to the rank with the least ``4·waiting + running``, vLLM's rule.
-"""
+"""A measured run replayed by the engine: its requests, what a server saw of them, and steps outside a profile."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from plimsoll.core.step import StepShape
-from tests.oracle.naive_vllm_full import Request, Scheduler, Settings, Step
+import numpy as np
 
-StepCosts = Callable[[Sequence[StepShape]], float]
+from plimsoll.core.columns import Floats, floats, ints
+from plimsoll.core.errors import InputError
+from plimsoll.core.run import Run, Status
+from plimsoll.core.step import AttentionLayers, Line, StepCost, StepShape
+from plimsoll.core.workload import Workload
+from plimsoll.engine import EngineConfig, simulate
+from plimsoll.engine.policy import StepPlan
+from plimsoll.engine.replica import Replica
+from plimsoll.perf.profiles.model import Profiled
+
+ID_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arrival:
-    """One request: when it arrives, how long it is, and the ids of its prompt's full blocks."""
-
-    arrival_s: float
-    prompt_tokens: int
-    output_tokens: int
-    blocks: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass
 class Served:
-    """What became of a request. `queued_s` is when the engine core first saw it, as vLLM stamps it."""
+    """When each request was seen by the engine core, got its first and its last token, and what it took to find out.
 
-    queued_s: float = math.nan
-    first_token_s: float = math.nan
-    last_token_s: float = math.nan
-    preemptions: int = 0
+    Attributes:
+        queued_s, first_token_s, last_token_s: ``float64[n]``, in the order of the workload.
+        preemptions: of all requests together.
+        wall_s: of the simulation, from the requests to these columns.
+    """
 
-
-@dataclasses.dataclass(frozen=True)
-class _Launched:
-    """A step under way: one `Step` a rank, and its end."""
-
-    end_s: float
-    steps: tuple[Step, ...]
-
-
-class Server:
-    """`ranks` schedulers in lockstep on one clock."""
-
-    def __init__(self, settings: Settings, step_s: StepCosts, *, ranks: int = 1, asynchronous: bool = True) -> None:
-        self._schedulers = [Scheduler(settings) for _ in range(ranks)]
-        self._step_s = step_s
-        self._max_launched = 2 if asynchronous else 1
-        self._launched: deque[_Launched] = deque()
-        self._core_s = self._gpu_free_s = 0.0
-        self.num_steps = 0
-
-    def serve(self, arrivals: Sequence[Arrival]) -> list[Served]:
-        """Replay; one `Served` an arrival, in their order."""
-        served = [Served() for _ in arrivals]
-        requests: list[Request] = []
-        upcoming = deque(sorted(range(len(arrivals)), key=lambda i: arrivals[i].arrival_s))
-        while upcoming or self._busy() or self._launched:
-            if not self._busy() and not self._launched:
-                self._core_s = max(self._core_s, arrivals[upcoming[0]].arrival_s)
-            while upcoming and arrivals[upcoming[0]].arrival_s <= self._core_s:
-                number = upcoming.popleft()
-                served[number].queued_s = self._core_s
-                requests.append(_request(number, arrivals[number]))
-                self._least_loaded().submit(requests[-1])
-            if self._busy():
-                self._launch()
-                if len(self._launched) < self._max_launched:
-                    continue
-            if self._launched:
-                self._take_results(served)
-        for request in requests:
-            served[request.number].preemptions = request.preemptions
-        return served
-
-    def _busy(self) -> bool:
-        return any(scheduler.waiting or scheduler.running for scheduler in self._schedulers)
-
-    def _least_loaded(self) -> Scheduler:
-        return min(self._schedulers, key=lambda scheduler: 4 * len(scheduler.waiting) + len(scheduler.running))
-
-    def _launch(self) -> None:
-        """Schedule a step; an empty one still takes its turn, but no time on the GPU."""
-        steps = tuple(scheduler.schedule() for scheduler in self._schedulers)
-        begin_s = max(self._gpu_free_s, self._core_s)
-        if any(step.scheduled for step in steps):
-            begin_s += self._step_s([shape_of(step) for step in steps])
-            self.num_steps += 1
-        self._gpu_free_s = begin_s
-        self._launched.append(_Launched(begin_s, steps))
-
-    def _take_results(self, served: list[Served]) -> None:
-        launched = self._launched.popleft()
-        self._core_s = max(self._core_s, launched.end_s)
-        for scheduler, step in zip(self._schedulers, launched.steps, strict=True):
-            for (request, _), gets_token in zip(step.scheduled, step.gets_token, strict=True):
-                if gets_token:
-                    facts = served[request.number]
-                    facts.last_token_s = launched.end_s
-                    if math.isnan(facts.first_token_s):
-                        facts.first_token_s = launched.end_s
-            scheduler.land(step)
+    queued_s: Floats
+    first_token_s: Floats
+    last_token_s: Floats
+    preemptions: int
+    wall_s: float
 
 
-def _request(number: int, arrival: Arrival) -> Request:
-    def content(index: int) -> Hashable:
-        return arrival.blocks[index] if index < len(arrival.blocks) else (number, index)
+def workload_of(measured: Sequence[Mapping[str, float]], blocks: Mapping[int, Sequence[int]]) -> Workload:
+    """The requests of a measured run by the time at which the engine saw them, with ids of their full blocks.
 
-    return Request(number, arrival.prompt_tokens, arrival.output_tokens, content)
-
-
-def shape_of(step: Step) -> StepShape:
-    """A scheduled step as the step model sees it: one token behind the prompt decodes, everything else is a chunk."""
-    tokens = num_chunks = pairs = read = num_done = num_decode = decode_read = longest = 0
-    for (request, count), gets_token in zip(step.scheduled, step.gets_token, strict=True):
-        context = request.done - count
-        if count == 1 and gets_token and context >= request.prompt:
-            num_decode += 1
-            decode_read += request.done
-            longest = max(longest, request.done)
-        else:
-            num_chunks += 1
-            tokens += count
-            pairs += count * context + count * (count + 1) // 2
-            read += context
-            num_done += gets_token
-    return StepShape(
-        prefill_tokens=tokens,
-        num_prefill=num_chunks,
-        prefill_pairs=pairs,
-        prefill_read_tokens=read,
-        num_prefill_done=num_done,
-        num_decode=num_decode,
-        decode_read_tokens=decode_read,
-        longest_decode=longest,
+    Args:
+        measured: rows of ``measured.csv``, by rising `queued_s`.
+        blocks: block ids by request id; empty where they were not recorded.
+    """
+    columns: dict[str, Any] = {
+        "arrival_s": floats([row["queued_s"] for row in measured]),
+        "prompt_tokens": ints([int(row["prompt_tokens"]) for row in measured]),
+        "output_tokens": ints([int(row["output_tokens"]) for row in measured]),
+    }
+    if not blocks:
+        return Workload(**columns)
+    chains = [blocks.get(int(row["request_id"]), ()) for row in measured]
+    return Workload(
+        **columns,
+        block_tokens=ID_TOKENS,
+        prompt_block_ids=ints([block for chain in chains for block in chain]),
+        prompt_block_offsets=ints(np.cumsum([0, *map(len, chains)])),
     )
+
+
+def serve(workload: Workload, config: EngineConfig, model: Profiled | Counted) -> Served:
+    """Replay a workload on one server.
+
+    Raises:
+        InputError: a request is longer than the server takes.
+    """
+    began_s = time.perf_counter()
+    run = simulate(workload, config, model, observer=Single() if isinstance(model, Counted) else None)
+    if (run.status != Status.FINISHED).any():
+        raise InputError("measured.csv", "a request", "is longer than this server could have taken")
+    queued_s = seen_s(run)
+    return Served(
+        queued_s=queued_s,
+        first_token_s=run.first_token_s,
+        last_token_s=run.finish_s,
+        preemptions=int(run.preemptions.sum()),
+        wall_s=time.perf_counter() - began_s,
+    )
+
+
+def seen_s(run: Run) -> Floats:
+    """When the engine core of a single server first saw each request, ``float64[n]``: between two of its steps.
+
+    That is at once where nothing is under way, because all who came before have been answered; else at the next end
+    of a step.
+    """
+    assert run.timeline is not None
+    ends_s = np.unique(run.timeline.step_end_s)
+    arrival_s = run.arrival_s
+    answered_s = np.concatenate([[-np.inf], np.maximum.accumulate(run.finish_s)])
+    num_before = np.searchsorted(arrival_s, arrival_s, side="left")
+    idle = answered_s[num_before] <= arrival_s
+    following = np.searchsorted(ends_s, arrival_s, side="left")
+    return np.where(idle, arrival_s, ends_s[np.minimum(following, len(ends_s) - 1)])
+
+
+class Single:
+    """An observer that wants nothing but to be shown step by step."""
+
+    def scheduled(self, replica: Replica, plan: StepPlan, begin_s: float) -> None:
+        """Nothing."""
+
+    def stepped(self, replica: Replica, finished: list[int], end_s: float) -> None:
+        """Nothing."""
+
+
+class Counted:
+    """A profile that goes on beyond what was measured, and counts how often. Is to be asked step by step.
+
+    Attributes:
+        steps, outside: steps so far, and those that nobody measured.
+    """
+
+    num_stages = 1
+
+    def __init__(self, inner: Profiled) -> None:
+        self.inner = inner
+        self.needs_longest = inner.needs_longest
+        self.steps = self.outside = 0
+
+    @property
+    def attention_layers(self) -> AttentionLayers:
+        """As the profile's."""
+        return self.inner.attention_layers
+
+    def _count(self, shapes: Sequence[StepShape], ranks: int | None = None) -> None:
+        self.steps += 1
+        self.outside += not all(self.inner.covers(shape, ranks) for shape in shapes)
+
+    def step_s(self, *args: int) -> float:
+        """As the profile's."""
+        names = [field.name for field in dataclasses.fields(StepShape)]
+        self._count([StepShape(**dict(zip(names, args, strict=False)))])
+        return self.inner.step_s(*args)
+
+    def decode_line(self, num_decode: int, decode_read_tokens: int, longest_decode: int = 0, /) -> Line:
+        """As the profile's, for one step."""
+        shape = StepShape(num_decode=num_decode, decode_read_tokens=decode_read_tokens, longest_decode=longest_decode)
+        self._count([shape])
+        return self.inner.decode_line(num_decode, decode_read_tokens, longest_decode)
+
+    def lockstep_s(self, ranks: Sequence[StepShape]) -> float:
+        """As the profile's."""
+        self._count(ranks, 1)
+        return self.inner.lockstep_s(ranks)
+
+    def step(self, shape: StepShape, /) -> StepCost:
+        """As the profile's."""
+        return self.inner.step(shape)
+
+    def describe(self) -> dict[str, Any]:
+        """As the profile's."""
+        return self.inner.describe()

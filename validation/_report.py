@@ -16,6 +16,7 @@ from typing import Any
 
 from plimsoll._version import __version__
 from plimsoll.core.errors import PlimsollError
+from validation._plots import to_svg
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_OF = {
@@ -24,9 +25,13 @@ DATA_OF = {
     "inferencex": "",
     "ml-energy": "ml-energy/llm_text.csv",
     "operators": "operator-profiles",
-    "papers": "",
+    "guide-grid": "",
+    "papers": ".",
 }
-"""Suite → what of the data folder it reads; an empty one brings its own data."""
+"""Suite → what of the data folder it reads; an empty one brings its own data, a dot takes the folder if it is there."""
+
+MEASURED_HERE = {"guide-grid": ROOT / "out" / "verify-vllm"}
+"""Suites of what this machine measured itself; where that is not there, the page keeps what was found last."""
 
 WHAT = {
     "schedules": "Does the `vllm-v1` policy schedule as vLLM's own scheduler did, step by step?",
@@ -34,9 +39,11 @@ WHAT = {
     "inferencex": "Errors against InferenceX measurements; tuned on one half of the deployments, judged by the other.",
     "ml-energy": "Errors against the ML.ENERGY leaderboard: inter-token latency, throughput, power, energy.",
     "operators": "Errors of the roofline on measured operators that were left out of its fit.",
+    "guide-grid": "GUIDE's batches on a real vLLM server, from a profile of that server alone (`make verify-vllm`).",
     "papers": "Published figures of serving systems beside ours.",
 }
 MAX_ROWS = 60
+METRICS = ("ttft", "tpot", "latency")
 
 
 def main() -> int:
@@ -49,7 +56,11 @@ def main() -> int:
     path = arguments.out.with_suffix(".json")
     results = json.loads(path.read_text()) if path.is_file() else {}
     for name in arguments.suites:
+        if name in MEASURED_HERE and not MEASURED_HERE[name].is_dir():
+            results.setdefault(name, {"passed": None, "summary": "skipped: run make verify-vllm first", "figures": {}})
+            continue
         results[name] = _run(name, arguments.data)
+        results[name]["plots"] = _write_plots(arguments.out.parent / "plots", _plots(name, results[name]))
         sys.stderr.write(f"{name}: {results[name]['summary']}\n")
     path.write_text(json.dumps(results, indent=1) + "\n")
     arguments.out.write_text(page({name: results[name] for name in DATA_OF if name in results}))
@@ -58,7 +69,8 @@ def main() -> int:
 
 def _run(name: str, data: Path) -> dict[str, Any]:
     pattern = DATA_OF[name]
-    paths = sorted(data.glob(pattern)) if pattern else []
+    paths = [data] if pattern == "." else sorted(data.glob(pattern)) if pattern else []
+    paths = [MEASURED_HERE[name]] if name in MEASURED_HERE else paths
     if pattern and not paths:
         return {"passed": None, "summary": f"skipped: no data at {pattern}", "figures": {}}
     started_s = time.perf_counter()
@@ -71,6 +83,35 @@ def _run(name: str, data: Path) -> dict[str, Any]:
     except PlimsollError as error:
         return {"passed": None, "summary": f"skipped: {error}", "figures": {}}
     return {**result, "wall_s": round(time.perf_counter() - started_s, 1)}
+
+
+def _plots(name: str, result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A suite's own plots, or what its figures alone can show."""
+    plots: dict[str, dict[str, Any]] = result.get("plots") or {}
+    figures = result["figures"]
+    if name == "real-vllm" and figures:
+        series = {
+            run: {
+                f"{metric} {statistic}": found[metric][statistic] for metric in METRICS for statistic in found[metric]
+            }
+            for run, found in figures.items()
+        }
+        title = "Real vLLM servers: predicted over measured, less one"
+        plots = {"real-vllm": {"kind": "bars", "title": title, "bound": 0.05, "series": series}}
+    if name == "guide-grid" and figures.get("batches"):
+        rows, metrics = figures["batches"], ("batch latency", "ttft", "decode throughput")
+        signed = {metric: [row[f"{metric} error"] for row in rows] for metric in metrics}
+        title = "GUIDE's grid on a real vLLM server"
+        plots = {"guide-grid": {"kind": "errors", "title": title, "bound": 0.08, "series": signed}}
+    return plots
+
+
+def _write_plots(folder: Path, plots: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Write every plot as an SVG file; returns the titles by name."""
+    for name, plot in plots.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.svg").write_text(to_svg(plot), encoding="utf-8")
+    return {name: plot["title"] for name, plot in plots.items()}
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
@@ -86,6 +127,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| [{name}](#{name}) | {_verdict(result)} | {result.get('wall_s', '')} |")
     for name, result in results.items():
         lines += ["", f"## {name}", "", WHAT[name], "", result["summary"], ""]
+        lines += [
+            line for plot, title in result.get("plots", {}).items() for line in (f"![{title}](plots/{plot}.svg)", "")
+        ]
         for title, table in result["figures"].items():
             if _is_table(table):
                 lines += [f"### {title}", "", *_table(table), ""]

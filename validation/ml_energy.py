@@ -37,6 +37,7 @@ from plimsoll.engine import simulate
 from plimsoll.perf.memory import MemoryAssumptions, kv_capacity
 from plimsoll.perf.overheads import load_overheads
 from plimsoll.perf.roofline import Roofline
+from plimsoll.perf.tabulated import PrefillRates
 from plimsoll.planner.sizing import engine_config
 
 AIMS = {"itl": 0.12, "throughput": 0.12, "power": 0.15, "energy": 0.15}
@@ -198,7 +199,15 @@ def _steps(model: str, gpu: str, cut: Parallelism, precision: str) -> Roofline:
     card = load_accelerator(gpu)
     generation = "blackwell" if card.architecture == "blackwell" else "hopper"
     host = load_overheads(f"vllm-0.11-{generation}{'-ep' if cut.ep > 1 else ''}")
-    return Roofline(find_model(model), card, cut, precision, "auto", host)
+    return _Hosted(find_model(model), card, cut, precision, "auto", host)
+
+
+class _Hosted(Roofline):
+    """The roofline with the host time of steps that have prompts in them."""
+
+    def _prefill_rates(self) -> PrefillRates:
+        rates = super()._prefill_rates()
+        return rates._replace(fixed_s=rates.fixed_s + self.overheads.per_prefill_s)
 
 
 def _steady(run_: Run, workload: Workload, steps: Roofline) -> tuple[float, float, float, float]:

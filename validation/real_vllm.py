@@ -7,6 +7,8 @@ ours over measured less one.
 
 TTFT counts from the moment at which the engine core sees a request, which is between two steps, because that is when
 vLLM stamps it as queued; so it does here.
+
+`wall_s` is the simulation alone, from the requests to the time of every token.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,13 @@ from plimsoll.catalog.accelerators import Accelerator, load_accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import EngineSettings, Parallelism
-from plimsoll.core.errors import InputError, PlimsollError
-from plimsoll.core.step import StepShape
+from plimsoll.core.errors import InputError, OutOfRangeError, PlimsollError
+from plimsoll.engine import EngineConfig
 from plimsoll.perf.build import build_step_model
 from plimsoll.perf.memory import kv_capacity
 from plimsoll.perf.profiles.model import Profiled
 from plimsoll.perf.request import StepModelRequest
-from tests.oracle.naive_vllm_full import Settings
-from validation._replay import Arrival, Served, Server
+from validation._replay import Counted, Served, serve, workload_of
 
 Row = dict[str, Any]
 Figures = dict[str, dict[str, float]]
@@ -83,62 +83,43 @@ def predict(folder: Path) -> tuple[dict[str, Any], float]:
         PlimsollError: whatever the catalogue, the profile or the memory model refuse.
     """
     meta, measured, blocks = _read(folder)
-    began_s = time.perf_counter()
     deployment = meta["deployment"]
     gpu, model = load_accelerator(deployment["gpu"]), load_model(meta["model"])
     parallelism = Parallelism(tp=deployment["tp"], dp=deployment["dp"], ep=deployment["ep"])
-    step_model = _step_model(folder, meta, model, gpu, parallelism)
-    settings, notes = _settings(meta, model, gpu, parallelism)
-    outside = 0
-
-    def step_s(shapes: Sequence[StepShape]) -> float:
-        nonlocal outside
-        if parallelism.dp > 1:
-            return step_model.lockstep_s(shapes)
-        (shape,) = shapes
-        outside += not step_model.covers(shape)
-        return step_model.step_s(
-            shape.prefill_tokens,
-            shape.num_prefill,
-            shape.prefill_pairs,
-            shape.prefill_read_tokens,
-            shape.num_prefill_done,
-            shape.num_decode,
-            shape.decode_read_tokens,
-            shape.longest_decode,
-        )
-
-    server = Server(settings, step_s, ranks=parallelism.dp, asynchronous=_is_asynchronous(meta))
-    arrivals = [
-        Arrival(
-            arrival_s=row["queued_s"],
-            prompt_tokens=int(row["prompt_tokens"]),
-            output_tokens=int(row["output_tokens"]),
-            blocks=blocks.get(int(row["request_id"]), ()),
-        )
-        for row in measured
-    ]
-    served = server.serve(arrivals)
+    config, notes = _config(meta, model, gpu, parallelism)
+    measured = sorted(measured, key=lambda row: row["queued_s"])
+    workload = workload_of(measured, blocks)
+    step_model = _step_model(folder, meta, model, gpu, parallelism, extrapolate=False)
+    outside_frac = 0.0
+    try:
+        served = serve(workload, config, step_model)
+    except OutOfRangeError:
+        step_model = _step_model(folder, meta, model, gpu, parallelism, extrapolate=True)
+        counted = Counted(step_model)
+        served = serve(workload, config, counted)
+        outside_frac = counted.outside / counted.steps
     found: dict[str, Any] = {
         **_errors(measured, served),
-        "wall_s": time.perf_counter() - began_s,
-        "preemptions": sum(facts.preemptions for facts in served),
-        "num_kv_blocks": settings.num_blocks + 1,
-        "steps_outside_profile_frac": outside / max(1, server.num_steps),
+        "wall_s": served.wall_s,
+        "preemptions": served.preemptions,
+        "num_kv_blocks": config.num_blocks + 1,
+        "steps_outside_profile_frac": outside_frac,
         "step_model": step_model.describe(),
         "notes": notes,
     }
     return found, TARGETS.get(gpu.id, OTHER_TARGET)
 
 
-def _step_model(folder: Path, meta: Row, model: ModelSpec, gpu: Accelerator, parallelism: Parallelism) -> Profiled:
+def _step_model(
+    folder: Path, meta: Row, model: ModelSpec, gpu: Accelerator, parallelism: Parallelism, *, extrapolate: bool
+) -> Profiled:
     profile = folder.resolve().parent.parent / "profiles" / meta["deployment"]["profile"]
     request = StepModelRequest(
         model=model,
         gpu=gpu,
         parallelism=parallelism,
         precision=_precision(meta),
-        options={"allow_extrapolation": True},
+        options={"allow_extrapolation": extrapolate},
     )
     built = build_step_model(f"profile:{profile}", request)
     assert isinstance(built, Profiled)
@@ -152,7 +133,7 @@ def _precision(meta: Row) -> str:
     return PRECISIONS[dtype]
 
 
-def _settings(meta: Row, model: ModelSpec, gpu: Accelerator, parallelism: Parallelism) -> tuple[Settings, list[str]]:
+def _config(meta: Row, model: ModelSpec, gpu: Accelerator, parallelism: Parallelism) -> tuple[EngineConfig, list[str]]:
     """The server's arguments, and KV blocks by the memory model where the server's own are not recorded."""
     arguments, cache, notes = meta["engine_kwargs"], meta.get("kv_cache") or {}, []
     asked = EngineSettings(
@@ -169,15 +150,20 @@ def _settings(meta: Row, model: ModelSpec, gpu: Accelerator, parallelism: Parall
     resolved = plan.settings
     assert resolved.max_num_seqs is not None
     assert resolved.max_num_batched_tokens is not None
-    settings = Settings(
-        num_blocks=plan.num_blocks - 1,
+    config = EngineConfig(
+        num_blocks=plan.num_blocks - 1,  # without the null block
         block_size=resolved.block_size,
         max_num_seqs=resolved.max_num_seqs,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
-        prefix_caching=cache.get("enable_prefix_caching", True),
+        ranks=parallelism.dp,
+        options={
+            "enable_prefix_caching": cache.get("enable_prefix_caching", True),
+            "cache_own_blocks": True,
+            "async_scheduling": _is_asynchronous(meta),
+        },
     )
-    return settings, notes
+    return config, notes
 
 
 def _is_asynchronous(meta: Row) -> bool:
@@ -188,20 +174,13 @@ def _is_asynchronous(meta: Row) -> bool:
     return version >= FIRST_ASYNCHRONOUS
 
 
-def _errors(measured: Sequence[Row], served: Sequence[Served]) -> Figures:
-    outputs = np.array([row["output_tokens"] for row in measured])
-    real = _metrics(
-        np.array([row["queued_s"] for row in measured]),
-        np.array([row["first_token_s"] for row in measured]),
-        np.array([row["last_token_s"] for row in measured]),
-        outputs,
-    )
-    ours = _metrics(
-        np.array([facts.queued_s for facts in served]),
-        np.array([facts.first_token_s for facts in served]),
-        np.array([facts.last_token_s for facts in served]),
-        outputs,
-    )
+def _errors(measured: Sequence[Row], served: Served) -> Figures:
+    def column(name: str) -> Any:
+        return np.array([row[name] for row in measured])
+
+    outputs = column("output_tokens")
+    real = _metrics(column("queued_s"), column("first_token_s"), column("last_token_s"), outputs)
+    ours = _metrics(served.queued_s, served.first_token_s, served.last_token_s, outputs)
     return {
         metric: {name: statistic(ours[metric]) / statistic(real[metric]) - 1 for name, statistic in STATISTICS.items()}
         for metric in real

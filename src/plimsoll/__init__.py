@@ -15,14 +15,23 @@ from typing import TYPE_CHECKING, Any
 from plimsoll._version import __version__
 
 if TYPE_CHECKING:
+    from plimsoll.api.calibrating import calibrate
     from plimsoll.api.capacity import capacity
     from plimsoll.api.catalogue import catalog
     from plimsoll.api.planning import plan
+    from plimsoll.api.profiling import profile
     from plimsoll.api.simulation import simulate
 
-__all__ = ["__version__", "capacity", "catalog", "plan", "simulate"]
+__all__ = ["__version__", "calibrate", "capacity", "catalog", "plan", "profile", "simulate"]
 
-_HOMES = {"capacity": "capacity", "catalog": "catalogue", "plan": "planning", "simulate": "simulation"}
+_HOMES = {
+    "calibrate": "calibrating",
+    "capacity": "capacity",
+    "catalog": "catalogue",
+    "plan": "planning",
+    "profile": "profiling",
+    "simulate": "simulation",
+}
 
 
 def __getattr__(name: str) -> Any:

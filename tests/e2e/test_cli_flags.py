@@ -25,11 +25,12 @@ PROMISED = {
     "trace-format rate arrivals burstiness concurrency at-once num-requests duration-s max-num-seqs "
     "max-num-batched-tokens max-model-len gpu-memory-utilization kv-blocks block-size seed out json",
     "capacity": "model gpu tp pp dp ep replicas router engine precision kv-precision step-model workload trace "
-    "trace-format rate arrivals burstiness concurrency num-requests max-num-seqs max-num-batched-tokens max-model-len "
+    "trace-format rate arrivals burstiness concurrency at-once num-requests duration-s split max-num-seqs "
+    "max-num-batched-tokens max-model-len "
     "gpu-memory-utilization kv-blocks block-size seed out json ttft-ms tpot-ms e2e-ms percentile",
     "plan": "model workload trace prompt-tokens output-tokens rate users budget-usd-per-hour gpus engines step-model "
     "ttft-ms tpot-ms percentile throughput-tokens-per-s latency-preference precisions precision-tolerance prefix-hit "
-    "spare optimize top seed json out",
+    "spare optimize top seed json out dp disaggregated split placement",
 }
 
 

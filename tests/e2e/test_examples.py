@@ -24,6 +24,7 @@ def output_of(*command: str) -> str:
 
 def test_there_is_a_test_for_every_example() -> None:
     tested = {"plan_a_chat_service.py", "compare_two_token_budgets.py", "simulate_a_trace.sh", "my_policy.py"}
+    tested |= {"memory_dropoffs.py"}
     assert {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")} == tested
 
 
@@ -38,6 +39,14 @@ def test_compare_two_token_budgets() -> None:
     gaps, first = output_of(sys.executable, str(EXAMPLES / "compare_two_token_budgets.py")).splitlines()
     assert re.search(r"difference -[\d.]+ ±", gaps), "a smaller budget keeps decodes smooth"
     assert re.search(r"difference \+[\d.]+ ±", first), "and delays the first token"
+
+
+def test_memory_dropoffs(tmp_path: Path) -> None:
+    page = tmp_path / "memory.html"
+    lines = output_of(sys.executable, str(EXAMPLES / "memory_dropoffs.py"), str(page)).splitlines()
+    assert re.search(r"guide: most \d\d%, steepest drop from \d\d% at 20 to \d\d% at 22", lines[0])
+    assert any(re.match(r"2 MiB granules: 6% of the memory taken for 16 tokens is used", line) for line in lines)
+    assert page.read_text().count("<polyline") == 9
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 from plimsoll.core.step import StepModel
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig
+from tests.oracle.models import with_longest
 from tests.oracle.naive_vllm_full import Request, Scheduler, Settings, Step
 
 
@@ -147,7 +148,7 @@ class Clock:
             for (r, count), complete in zip(step.scheduled, step.gets_token, strict=True)
             if r.number not in self.decoding
         ]
-        return (
+        shape = (
             sum(count for _, count, _ in chunks),
             len(chunks),
             sum(folded(r.done - i) for r, count, _ in chunks for i in range(count)),
@@ -156,6 +157,7 @@ class Clock:
             len(decodes),
             sum(folded(r.done) for r in decodes),
         )
+        return with_longest(self.model, shape, (r.done for r in decodes))
 
     def take_results(self) -> None:
         end_s, step = self.in_flight.pop(0)

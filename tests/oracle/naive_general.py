@@ -16,6 +16,7 @@ from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig
 from plimsoll.engine.plugins import construct, load_plugin
 from plimsoll.engine.requests import Requests
+from tests.oracle.models import with_longest
 
 
 @dataclasses.dataclass
@@ -66,6 +67,10 @@ class NaiveReplica:
     @property
     def prefilling(self) -> dict[int, int]:
         return {i: self.rows[i].cached for i in self.running if not self.rows[i].decodes}
+
+    @property
+    def seated(self) -> list[int]:
+        return self.running
 
     @property
     def decoding(self) -> list[int]:
@@ -258,7 +263,7 @@ class NaiveReplica:
         seconds = 0.0
         for which, part in enumerate(passes):
             starts = [place for place, token in enumerate(part) if place == 0 or part[place - 1][0] != token[0]]
-            seconds += self.model.step_s(
+            shape = (
                 len(part),
                 len(starts),
                 sum(self.folded(position + 1) for _, position, _ in part),
@@ -267,6 +272,10 @@ class NaiveReplica:
                 num_decode if which == 0 else 0,
                 read if which == 0 else 0,
             )
+            if self.policy.memory != "fixed":  # whose decodes are taken to be equally long
+                lengths = [self.rows[i].cached + 1 for i in decoding if which == 0]
+                shape = with_longest(self.model, shape, lengths)
+            seconds += self.model.step_s(*shape)
         return seconds
 
 

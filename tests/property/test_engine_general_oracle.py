@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,30 @@ from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.general_plan import GeneralPolicy
 from plimsoll.engine.plugins import list_plugins, load_plugin
-from tests.oracle.models import KinkedModel
+from tests.oracle.models import KinkedModel, SkewedModel, maybe_skewed
 from tests.oracle.naive_general import naive_general
 
 CASES = int(os.environ.get("PLIMSOLL_ORACLE_CASES", "300"))
 POLICIES = "plimsoll.engine.policies"
 ELSEWHERE = {
     "vllm-v1": "tests/property/test_engine_oracle.py",
-    "sglang": "not of the general kernel",
+    "sglang": "tests/property/test_engine_sglang_oracle.py",
 }
-"""Policies of the other kernel, and where their oracle is."""
+"""Policies of the other kernel, or with a state that a kernel that asks in every step would spoil: their oracles."""
 LAYERS = [((1, None),), ((1, None),), ((3, None), (5, 40)), ((2, 16), (1, 90))]
 
 # What each option may be in a random case. Every policy of the general kernel has a line.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
     "fastertransformer": {"padding": [True, False], "pad_rows": [True, True, False], "return_together": [True, False]},
+    "flexgen": {
+        "machine": ["", "t4-gcp"],
+        "gpu_batch": [0, 4],
+        "num_gpu_batches": [0, 2],
+        "compress_weights": [False, True],
+        "compress_cache": [False, True],
+        "cpu_attention": [False, True],
+        "percent": ["", "0/100/0/100/0/100"],
+    },
     "orca": {
         "reservation": ["max", "pow2", "oracle", "told"],
         "max_batch_size": [0, 2, 5],
@@ -84,6 +94,13 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "max_preemptions": [1, 3],
         "candidates": [2, 128],
     },
+    "guide": {
+        "dynamic_batch_size": [True, True, False],
+        "split_size": [0, 1, 3, 8],
+        "dynamic_sequence_length": [True, True, False],
+        "base_split": [7, 64, 512],
+        "tuning_factor": [0.5, 1.0, 1.7],
+    },
     "llamacpp": {"parallel": [1, 2, 4], "batch_size": [32, 70, 2048], "ubatch_size": [4, 11, 32]},
 }
 
@@ -108,7 +125,7 @@ def random_workload(rng: np.random.Generator) -> Workload:
     )
 
 
-def random_case(policy: str, seed: int) -> tuple[Workload, EngineConfig, KinkedModel, float | None]:
+def random_case(policy: str, seed: int) -> tuple[Workload, EngineConfig, KinkedModel | SkewedModel, float | None]:
     rng = np.random.default_rng([seed, *policy.encode()])
     workload = random_workload(rng)
     block = int(rng.choice([1, 2, 4, 16, 32]))
@@ -126,15 +143,16 @@ def random_case(policy: str, seed: int) -> tuple[Workload, EngineConfig, KinkedM
     )
     model = KinkedModel(kink=int(rng.choice([13, 200, 5000])), layers=LAYERS[int(rng.integers(len(LAYERS)))])
     duration_s = float(rng.uniform(0.01, 2.0)) if rng.random() < 0.25 else None
-    return workload, config, model, duration_s
+    return workload, config, maybe_skewed(model, rng), duration_s
 
 
 def test_every_policy_has_a_case() -> None:
     for policy in list_plugins(POLICIES):
-        if issubclass(load_plugin(POLICIES, policy, "--engine"), GeneralPolicy):
-            assert policy in OPTIONS, f"{policy} needs a line in OPTIONS"
-        else:
-            assert policy in ELSEWHERE, f"{policy} is not of the general kernel; say where its oracle is"
+        if policy in ELSEWHERE:
+            assert Path(ELSEWHERE[policy]).exists()
+            continue
+        assert issubclass(load_plugin(POLICIES, policy, "--engine"), GeneralPolicy), f"{policy}: where is its oracle?"
+        assert policy in OPTIONS, f"{policy} needs a line in OPTIONS"
 
 
 @pytest.mark.parametrize("policy", list(OPTIONS))
@@ -167,6 +185,7 @@ def test_every_token_time_equals_the_naive_kernels(policy: str) -> None:
 
 REGIMES = {
     "fastertransformer": {"chunks"},
+    "flexgen": {"chunks"},
     "orca": {"chunks"},
     "vllm-v0": {"alone", "recompute", "swap", "swap in"},
     "sarathi": {"part"},
@@ -175,6 +194,7 @@ REGIMES = {
     "trtllm": {"part", "chunks", "recompute"},
     "tgi": {"alone", "chunks"},
     "llamacpp": {"part", "chunks"},
+    "guide": {"alone", "part", "chunks"},
     "s3": {"chunks", "swap", "swap in"},
     "uellm": {"chunks"},
     "andes": {"alone", "recompute", "swap", "swap in"},

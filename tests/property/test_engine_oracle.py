@@ -16,7 +16,7 @@ from plimsoll.core.columns import floats, ints
 from plimsoll.core.run import Status
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from tests.oracle.models import KinkedModel
+from tests.oracle.models import KinkedModel, SkewedModel, maybe_skewed
 from tests.oracle.naive_pipeline import naive_pipeline
 from tests.oracle.naive_vllm import naive_simulate
 
@@ -24,7 +24,7 @@ CASES = int(os.environ.get("PLIMSOLL_ORACLE_CASES", "300"))
 LAYERS = [((1, None),), ((1, None),), ((3, None), (5, 40)), ((2, 16), (1, 90)), ((1, 33),)]
 
 
-def random_case(seed: int) -> tuple[Workload, EngineConfig, KinkedModel, float | None]:
+def random_case(seed: int) -> tuple[Workload, EngineConfig, KinkedModel | SkewedModel, float | None]:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 60))
     block = int(rng.choice([1, 2, 4, 16, 32]))
@@ -66,7 +66,7 @@ def random_case(seed: int) -> tuple[Workload, EngineConfig, KinkedModel, float |
     )
     model = KinkedModel(kink=int(rng.choice([13, 200, 5000])), layers=LAYERS[int(rng.integers(len(LAYERS)))])
     duration_s = float(rng.uniform(0.01, 2.0)) if rng.random() < 0.25 else None
-    return workload, config, model, duration_s
+    return workload, config, maybe_skewed(model, rng), duration_s
 
 
 @pytest.mark.parametrize("chunk", range(4))
@@ -103,7 +103,8 @@ def test_pipelined_token_times_equal_the_naive_pipelines(stages: int) -> None:
         workload, config, _, _ = random_case(seed)
         workload = dataclasses.replace(workload, concurrency=None, think_s=0.0)
         config = dataclasses.replace(config, replicas=1)
-        model = KinkedModel(kink=200, num_stages=stages)
+        kinked, skewed = KinkedModel(kink=200, num_stages=stages), SkewedModel(200, 11, num_stages=stages)
+        model = skewed if seed % 3 == 0 else kinked
         run = simulate(workload, config, model)
         assert run.timeline is not None
         for i, facts in enumerate(naive_pipeline(workload, config, model)):

@@ -18,12 +18,12 @@ from plimsoll.core.columns import floats, ints
 from plimsoll.core.run import Run, Status
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from tests.oracle.models import KinkedModel
+from tests.oracle.models import KinkedModel, SkewedModel, maybe_skewed
 from tests.oracle.naive_clock import Seen, clocked
 
 CASES = int(os.environ.get("PLIMSOLL_ORACLE_CASES", "300"))
 LAYERS = [((1, None),), ((1, None),), ((3, None), (5, 40)), ((1, 33),)]
-Case = tuple[Workload, EngineConfig, KinkedModel, float | None]
+Case = tuple[Workload, EngineConfig, KinkedModel | SkewedModel, float | None]
 
 
 def content(rng: np.random.Generator, prompt: np.ndarray, id_tokens: int) -> tuple[list[int], list[int]]:
@@ -108,7 +108,7 @@ def random_case(seed: int) -> Case:
     )
     model = KinkedModel(kink=int(rng.choice([13, 200, 5000])), layers=LAYERS[int(rng.integers(len(LAYERS)))])
     duration_s = float(rng.uniform(0.01, 1.0)) if rng.random() < 0.2 else None
-    return workload, config, model, duration_s
+    return workload, config, maybe_skewed(model, rng), duration_s
 
 
 def squeezed_case(seed: int) -> Case:

@@ -28,7 +28,7 @@ def result() -> CapacityResult:
         figures={"ttft_s": math.inf},
     )  # fmt: skip
     return CapacityResult(
-        max_rate_per_s=1.2, interval=(1.0, math.inf), confidence=None, limited_by="none", note="", unit="requests/s",
+        max_load=1.2, interval=(1.0, math.inf), confidence=None, limited_by="none", note="", unit="requests/s",
         by_seed=(seed,), probes=(probe,),
     )  # fmt: skip
 

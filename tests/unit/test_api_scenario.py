@@ -71,7 +71,7 @@ def test_a_field_that_the_verb_does_not_have_shows_the_closest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean model"):
         build(SimulateScenario, {"modle": "x"})
     with pytest.raises(UnknownNameError):
-        build(CapacityScenario, {"at_once": True})
+        build(CapacityScenario, {"spare": 1})
 
 
 @pytest.mark.parametrize("kind", [SimulateScenario, CapacityScenario, PlanScenario])

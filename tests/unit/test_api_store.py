@@ -27,7 +27,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full"):
         write_text(path, "three")
     assert path.read_text(encoding="utf-8") == "two × 2"
     assert [found.name for found in tmp_path.iterdir()] == ["f.txt"]

@@ -174,11 +174,69 @@ def test_figures_of_well_known_cards(accelerator_id: str, tflops: float, gb_per_
 def test_prices_are_plausible(accelerator_id: str) -> None:
     for offer in load_accelerator(accelerator_id).offers:
         assert 0.05 <= offer.usd_per_hour / offer.num_gpus <= 20
-        assert offer.num_gpus in (1, 2, 4, 8)
+        assert offer.num_gpus in (1, 2, 4, 8, 16)
         assert offer.provider
         assert offer.instance
         assert "{" not in offer.instance
         assert offer.region
+
+
+def test_a_card_without_a_price_says_where_one_was_sought() -> None:
+    nobody = {name for name in ALL if not load_accelerator(name).offers}
+    assert nobody == {"A800-SXM-80GB", "Gaudi-2", "Gaudi-3", "H800", "V100-PCIe-16GB"}
+    for name in nobody:
+        assert "Searched in November 2026: " in load_accelerator(name).no_offer_reason
+
+
+def test_idle_power_where_anybody_published_it() -> None:
+    unknown = {name for name in ALL if load_accelerator(name).idle_w is None}
+    assert unknown == {"MI250X", "TPU-v5e", "TPU-v5p", "TPU-v6e", "Trainium2"}
+    for name in set(ALL) - unknown:
+        a = load_accelerator(name)
+        assert a.idle_w is not None
+        assert 0.02 * a.tdp_w <= a.idle_w <= 0.27 * a.tdp_w, name
+        assert a.facts["idle_w"].source != a.facts["memory_bandwidth_bytes_per_s"].source
+
+
+def test_figures_read_again_say_when_and_where() -> None:
+    checked = 0
+    for name in ALL:
+        facts = load_accelerator(name).facts.values()
+        checked += any(fact.checked for fact in facts)
+        for fact in facts:
+            assert bool(fact.checked) == fact.checked_against.startswith("https://")
+            assert not fact.checked or fact.checked >= fact.date
+    assert checked >= 25
+
+
+# Where this catalogue follows another source: AIConfigurator's system is the Server Edition at 1597 GB/s.
+OTHERWISE = {("RTX-PRO-6000", "mem_bw")}
+
+
+def test_figures_agree_with_nvidias_own_system_descriptions() -> None:
+    """AIConfigurator ships one file for each system: an independent transcription of the data sheets by their maker."""
+    core = pytest.importorskip("aiconfigurator_core")
+    yaml = pytest.importorskip("yaml")
+    compared = 0
+    for file in sorted(Path(core.__path__[0]).rglob("systems/*.yaml")):
+        gpu = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("gpu", {})
+        try:
+            a = load_accelerator(file.stem)
+        except UnknownNameError:
+            continue
+        ours = {
+            "mem_bw": a.memory_bandwidth_bytes_per_s,
+            "power": a.tdp_w,
+            "bfloat16_tc_flops": a.dense_flop_per_s.get("bf16"),
+            "fp8_tc_flops": a.dense_flop_per_s.get("fp8"),
+            "fp4_tc_flops": a.dense_flop_per_s.get("fp4"),
+        }
+        for key, value in ours.items():
+            theirs = gpu.get(key)
+            if value and theirs and (a.id, key) not in OTHERWISE:
+                compared += 1
+                assert value == pytest.approx(float(theirs), rel=0.03), (a.id, key)
+    assert compared >= 30
 
 
 def test_names_are_unique_across_files() -> None:
@@ -293,7 +351,7 @@ source = "quote"
 
 def test_own_prices_for_a_card_that_nobody_rents(tmp_path: Path) -> None:
     offer = '[[offers]]\nprovider="Us"\ninstance="a"\nregion="b"\nnum_gpus=1\nusd_per_hour=2\nsource="maker"\n'
-    a = load_accelerator(own(tmp_path, f'base = "H20"\n{offer}'))
+    a = load_accelerator(own(tmp_path, f'base = "H800"\n{offer}'))
     assert a.no_offer_reason == ""
     assert a.offers[0].usd_per_hour == 2
 
@@ -321,6 +379,10 @@ def test_own_prices_for_a_card_that_nobody_rents(tmp_path: Path) -> None:
         ('source = "me"', 'source = "you"', "you"),
         ('date = "2026-05"', 'date = "May 2026"', "date"),
         ('url = "https://example.org/mine"', 'url = "my memory"', "url"),
+        ('date = "2026-05"', 'date = "2026-05"\nchecked = "today"\nchecked_against = "https://a.b"', "checked"),
+        ('date = "2026-05"', 'date = "2026-05"\nchecked = "2026-11-20"', "checked_against"),
+        ('date = "2026-05"', 'date = "2026-05"\nchecked = 3', "checked"),
+        ('date = "2026-05"', 'date = "2026-05"\nchecked = "2026"\nchecked_against = "a book"', "checked_against"),
         ("[dense_tflops]", '[figure_notes]\nspeed = "fast"\n[dense_tflops]', "speed"),
         ("[dense_tflops]", "figure_sources = 3\n[dense_tflops]", "figure_sources"),
         ('no_offer_reason = "it stands under my desk"', "", "no_offer_reason"),

@@ -42,6 +42,12 @@ from plimsoll.core.errors import InputError
         ("qwen3-next-80b-a3b", 12 * 2 * 2 * 256 * 2),  # 12 of 48 layers cache anything
         ("nemotron-h-8b-base-8k", 4 * 2 * 8 * 128 * 2),  # 4 attention layers of 52
         ("minimax-text-01", 10 * 2 * 8 * 128 * 2),
+        ("mistral-7b-v0.1", 32 * 2 * 8 * 128 * 2),  # a window in every layer
+        ("jamba-v0.1", 4 * 2 * 8 * 128 * 2),  # one attention layer in eight of 32, the others Mamba-1
+        ("nemotron-nano-12b-v2", 6 * 2 * 8 * 128 * 2),  # 6 attention layers of 62
+        ("qwen3.5-397b-a17b", 15 * 2 * 2 * 256 * 2),  # one full-attention layer in four of 60
+        ("kimi-k2-instruct", 70_272),  # DeepSeek-V3's latent attention and depth
+        ("phi-3-mini-4k-instruct", 32 * 2 * 32 * 96 * 2),  # MHA with heads of 96
     ],
 )
 def test_kv_bytes_per_token_by_hand(name, bytes_per_token):

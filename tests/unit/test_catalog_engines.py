@@ -35,7 +35,7 @@ def test_every_engine_file_loads_and_cites_its_sources() -> None:
     assert list_engines() == ("sglang", "trtllm", "vllm-v1")
     for name in list_engines():
         engine = load_engine(name)
-        facts = [engine.memory.fact, engine.overhead.fact, engine.parallelism.fact, *engine.facts.values()]
+        facts = [engine.memory.fact, engine.parallelism.fact, *engine.facts.values()]
         facts += [row.fact for row in (*engine.precisions, *engine.kv_precisions, *engine.vendors)]
         facts += [row.fact for row in engine.default_classes]
         for fact in facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import time
@@ -30,6 +31,19 @@ REQUIRED = [
     "gemma-3-27b", "gemma-2-9b", "gemma-2-27b", "phi-3-mini", "phi-3-medium", "phi-4", "glm-4-9b", "glm-4.5",
     "glm-4.5-air", "kimi-k2", "nemotron-h-8b-base-8k", "nemotron-h-56b-base-8k", "minimax-m2", "minimax-text-01",
 ]  # fmt: skip
+# Every model that the validation suites' public measurements name: ML.ENERGY's, and InferenceX's as sampled by NVIDIA.
+MEASURED = [
+    "Qwen/Qwen3-14B", "Qwen/Qwen3-235B-A22B-Instruct-2507", "Qwen/Qwen3-235B-A22B-Thinking-2507",
+    "Qwen/Qwen3-235B-A22B-Thinking-2507-FP8", "Qwen/Qwen3-30B-A3B-Instruct-2507", "Qwen/Qwen3-30B-A3B-Thinking-2507",
+    "Qwen/Qwen3-32B", "Qwen/Qwen3-Coder-30B-A3B-Instruct", "Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8",
+    "deepseek-ai/DeepSeek-R1-0528", "deepseek-ai/DeepSeek-V3.1", "google/gemma-3-12b-it", "google/gemma-3-27b-it",
+    "meta-llama/Llama-3.1-405B-Instruct", "meta-llama/Llama-3.1-70B-Instruct", "meta-llama/Llama-3.1-8B-Instruct",
+    "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8",
+    "nvidia/NVIDIA-Nemotron-Nano-12B-v2", "openai/gpt-oss-120b", "MiniMaxAI/MiniMax-M2.5", "Qwen/Qwen3-235B-A22B-FP8",
+    "Qwen/Qwen3.5-397B-A17B", "deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-V3", "meta-llama/Llama-3.1-70B",
+    "moonshotai/Kimi-K2.5", "nvidia/DeepSeek-R1-NVFP4", "nvidia/DeepSeek-V3.1-NVFP4",
+    "nvidia/Llama-3.1-8B-Instruct-FP8", "nvidia/Qwen3-32B-NVFP4", "zhipuai/GLM-5",
+]  # fmt: skip
 
 
 def plain_config(**changes: object) -> dict[str, object]:
@@ -45,6 +59,16 @@ def read(**changes: object):
 def test_the_catalogue_is_large_enough_and_holds_what_was_promised():
     assert len(ALL) >= 45
     assert [name for name in REQUIRED if models._from_catalogue(name) is None] == []
+
+
+def test_every_measured_model_is_in_the_catalogue():
+    assert [name for name in MEASURED if models._from_catalogue(name) is None] == []
+
+
+def test_every_model_of_the_shared_measurements_is_in_the_catalogue(shared_data):
+    with (shared_data / "ml-energy" / "llm_text.csv").open(newline="") as stream:
+        names = {row["model"] for row in csv.DictReader(stream)}
+    assert [name for name in sorted(names) if models._from_catalogue(name) is None] == []
 
 
 @pytest.mark.parametrize("model_id", ALL)

@@ -115,7 +115,7 @@ def test_a_replica_is_not_torn_over_single_cards() -> None:
 
 
 def test_no_offers() -> None:
-    nobody = load_accelerator("H20")
+    nobody = load_accelerator("H800")
     assert rental(nobody, 1, 1) is None
     assert rental(nobody, 1, 1, provider="AWS") is None
     assert alternatives(nobody, 1, 1) == ()

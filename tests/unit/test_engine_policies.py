@@ -400,3 +400,35 @@ def test_a_policy_that_idles_for_ever_is_a_bug_that_says_so(tmp_path: Path) -> N
     )
     with pytest.raises(AssertionError, match="nothing to wait for"):
         run(workload((0, 4, 2)), str(file))
+
+
+def test_guide_cuts_the_batch_to_the_longest_sequence_in_it() -> None:
+    """20 blocks of 4; the third request has 40 tokens, so with it a request counts 10 blocks: only two fit."""
+    load = workload((0.0, 8, 5), (0.0, 8, 5), (0.0, 36, 5), (0.0, 8, 5))
+    seen = run(load, "guide", num_blocks=20, dynamic_sequence_length=False)
+    assert times(seen, 0) == times(seen, 1) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert times(seen, 2)[0] == times(seen, 3)[0] == 6.0
+
+
+def test_guide_processes_prompts_in_sub_batches_and_decodes_together() -> None:
+    model = OneSecond()
+    seen = run(workload(*[(0.0, 8, 2)] * 5), "guide", model, split_size=2, dynamic_sequence_length=False)
+    assert [shape[1] for shape in model.passes if shape[0]] == [2, 2, 1]  # the rest makes one more
+    assert [times(seen, row) for row in range(5)] == [[1.0, 4.0], [1.0, 4.0], [2.0, 4.0], [2.0, 4.0], [3.0, 4.0]]
+
+
+def test_guide_divides_prompts_into_segments_that_cost_as_full_ones() -> None:
+    model = OneSecond()
+    seen = run(workload((0.0, 25, 1), (0.0, 9, 1)), "guide", model, base_split=8, tuning_factor=1.25)
+    assert [shape[:2] for shape in model.passes] == [(20, 2), (10, 1), (10, 1)]
+    assert (times(seen, 0), times(seen, 1)) == ([3.0], [1.0])
+
+
+def test_guide_without_its_adjustments_counts_the_longest_sequence_there_may_be() -> None:
+    load = workload(*[(0.0, 8, 1)] * 3)
+    fixed = run(load, "guide", num_blocks=32, dynamic_batch_size=False)  # two of 64 tokens, 16 blocks each
+    assert [times(fixed, row)[0] for row in range(3)] == [1.0, 1.0, 2.0]
+    with pytest.raises(InputError, match="at least 1 token together"):
+        run(load, "guide", base_split=1, tuning_factor=0.5)
+    with pytest.raises(InputError, match="split_size"):
+        run(load, "guide", split_size=-1)

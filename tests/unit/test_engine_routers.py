@@ -12,7 +12,7 @@ from plimsoll.core.columns import floats, ints
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.lazy import LazyReplica, TooPatientError
+from plimsoll.engine.counting import TooPatientError
 from tests.oracle.models import KinkedModel
 from validation.schedules import OneSecond
 
@@ -170,7 +170,6 @@ def test_a_promise_that_does_not_hold_is_found_and_the_run_repeated(monkeypatch:
     assert raised, "the case must reach the check"
     watched = simulate(load, config, Falling(), observer=Silent())  # an observer sees single steps: nothing is put off
     assert run.equal(watched)
-    assert LazyReplica.patient
 
 
 class Silent:

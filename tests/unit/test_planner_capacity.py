@@ -12,7 +12,7 @@ from plimsoll.core.errors import InputError
 from plimsoll.core.run import Run, Status
 from plimsoll.core.workload import LoadKind
 from plimsoll.metrics import Targets
-from plimsoll.planner.capacity import CapacityOptions, find_capacity, find_user_capacity
+from plimsoll.planner.capacity import CapacityOptions, find_capacity, find_whole_capacity
 from plimsoll.planner.probes import ProbeLength, measured_part, queue_growth
 from plimsoll.planner.seed_search import fit_threshold
 
@@ -153,8 +153,8 @@ def test_users_are_whole_and_a_closed_loop_cannot_grow() -> None:
         assert users == round(users)
         return steady_run(10.0, 0.0499 * users, num_requests, users=round(users))
 
-    result = find_user_capacity(loop, Targets(ttft_s=1.0), CapacityOptions(seeds=(0, 1), length=SHORT))
-    assert result.max_rate_per_s == pytest.approx(20)
+    result = find_whole_capacity(loop, Targets(ttft_s=1.0), CapacityOptions(seeds=(0, 1), length=SHORT))
+    assert result.max_load == pytest.approx(20)
     assert result.unit == "users"
     assert all(seed.load == 20 for seed in result.by_seed)
 

@@ -42,7 +42,7 @@ def config(tp: int, pp: int = 1, ep: int = 1) -> ReplicaConfig:
         (config(4), 2, "8 GPUs = 2 replicas × TP 4"),
         (config(1), 1, "1 GPU = 1 replica × TP 1"),
         (config(2, 2), 3, "12 GPUs = 3 replicas × TP 2 × PP 2"),
-        (config(8, ep=8), 1, "8 GPUs = 1 replica × TP 8"),
+        (config(8, ep=8), 1, "8 GPUs = 1 replica × TP 8 (experts over EP 8)"),
     ],
 )
 def test_arithmetic(cut: ReplicaConfig, replicas: int, text: str) -> None:
@@ -83,7 +83,11 @@ def test_experts_add_expert_parallel_cuts() -> None:
     dense = enumerate_configs(load_model("meta-llama/Llama-3.1-8B"), limits, options)
     mixture = enumerate_configs(load_model("mistralai/Mixtral-8x7B-v0.1"), limits, options)
     assert {c.parallelism.ep for c in dense} == {1}
-    assert {(c.parallelism.tp, c.parallelism.ep) for c in mixture} == {(1, 1), (2, 1), (2, 2), (4, 1), (4, 4)}
+    alone = {(c.parallelism.tp, c.parallelism.ep) for c in mixture if c.parallelism.dp == 1}
+    assert alone == {(1, 1), (2, 1), (2, 2), (4, 1), (4, 4)}
+    ranks = {(c.parallelism.tp, c.parallelism.dp, c.parallelism.ep) for c in mixture if c.parallelism.dp > 1}
+    assert ranks == {(1, 2, 2), (1, 4, 4), (2, 2, 4)}
+    assert {c.parallelism.dp for c in dense} == {1}
 
 
 def test_llama_2_70b_on_all_data_centre_gpus_makes_more_than_a_thousand_candidates() -> None:

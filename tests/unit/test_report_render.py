@@ -85,11 +85,11 @@ def test_a_capacity_says_how_much_how_sure_and_what_gives_way() -> None:
 def test_every_limit_has_its_words(limit: str) -> None:
     document = {
         "deployment": {"model": "m", "gpu": "g", "num_gpus": 2},
-        "max_rate_per_s": 3.0, "unit": "requests/s", "confidence": None, "interval": [2.0, None], "limited_by": limit,
+        "max_load": 3.0, "unit": "requests/s", "confidence": None, "interval": [2.0, None], "limited_by": limit,
     }  # fmt: skip
     line = capacity_report.verdict_line(document)
     assert line.startswith("m on 2 × g carries 3 requests/s, bracket 2–∞; above that, ")
-    assert capacity_report.verdict_line({**document, "max_rate_per_s": 0.0}).endswith("at any rate")
+    assert capacity_report.verdict_line({**document, "max_load": 0.0}).endswith("at any load")
 
 
 def test_a_plan_that_fits_nothing_says_what_would_have_to_give() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InputError
 from plimsoll.core.source import Source
-from validation._inferencex_factors import Factors, front_terms
-from validation._inferencex_fit import fit_front, fit_kernel
+from validation._inferencex_causes import repetition, split
+from validation._inferencex_factors import Factors, front_terms, load_factors
+from validation._inferencex_fit import _FrontProblem, document, fit
 from validation._inferencex_model import Prediction, predict
+from validation._inferencex_peer import ask, beside, key, table
 from validation._inferencex_rows import LAYOUT, Row, layout, read_rows
 
 HEADER = ("id", "silicon_data_source", "isl", "osl", "batch_size", "prefill_batch_size", "decode_batch_size")
@@ -89,13 +95,15 @@ def test_a_row_is_simulated_and_a_pair_of_pools_approximated(tmp_path: Path) -> 
 def test_factors_scale_steps_and_add_the_front_end(tmp_path: Path) -> None:
     (row,) = _rows(tmp_path)
     base = Prediction(ttft_s=0.1, tpot_s=0.01, method="simulated", source=Source.MODELLED)
-    assert Factors(kernel={}, front={}, terms={}).apply(row, base) == base
-    scaled = Factors(kernel={"vllm on hopper": 0.5}, front={}, terms={"vllm": (0.03, 1e-5, 0.0, 0.0)}).apply(row, base)
+    assert Factors().apply(row, base) == base
+    terms = {"vllm": (0.03, 1e-5, 0.0, 0.0, 2.0)}
+    scaled = Factors(kernel={"vllm on hopper": 0.5}, prompts={"vllm with dense": 0.1}, terms=terms).apply(row, base)
     assert scaled.tpot_s == pytest.approx(0.01 * 1.6487, rel=1e-4)
-    assert scaled.ttft_s == pytest.approx(0.1 * 1.6487 + 0.03 + 512e-5, rel=1e-4)
+    assert scaled.ttft_s == pytest.approx(0.1 * 1.6487 * 1.1052 + 0.03 + 512e-5 + 2 * scaled.tpot_s, rel=1e-4)
 
 
-def test_the_fit_finds_factors_that_made_the_rows(tmp_path: Path) -> None:
+def _synthetic(tmp_path: Path) -> list[tuple[Row, Prediction]]:
+    """Rows whose TPOT is 1.3 times the predicted, and whose TTFT has a front end."""
     pairs = []
     for users in (1, 2, 4, 8, 16, 32, 64, 128):
         for prompt in (256, 1024, 4096, 8192):
@@ -103,18 +111,104 @@ def test_the_fit_finds_factors_that_made_the_rows(tmp_path: Path) -> None:
                 ttft_s=0.02 + 4e-5 * prompt, tpot_s=0.01 + 1e-4 * users, method="", source=Source.MODELLED
             )
             (plain,) = _rows(tmp_path, isl=str(prompt), silicon_data_source=f"silicon_concurrency={users};")
-            ttft = 1.3 * base.ttft_s + sum(
-                c * x for c, x in zip((0.02, 1e-5, 5e-4, 2.0), front_terms(plain, 1.3 * base.tpot_s), strict=True)
-            )
+            weights = (0.02, 1e-5, 5e-4, 1e-8, 2.0)
+            front = sum(c * x for c, x in zip(weights, front_terms(plain, 1.3 * base.tpot_s), strict=True))
             (row,) = _rows(
                 tmp_path, isl=str(prompt), silicon_data_source=f"silicon_concurrency={users};",
-                silicon_ttft_ms=str(1e3 * ttft), silicon_tpot_ms=str(1.3e3 * base.tpot_s),
+                silicon_ttft_ms=str(1e3 * (1.3 * base.ttft_s + front)), silicon_tpot_ms=str(1.3e3 * base.tpot_s),
             )  # fmt: skip
             pairs += [(row, base)] * 20
-    kernel = fit_kernel(pairs)
-    front, terms = fit_front(pairs, kernel)
-    factors = Factors(kernel=kernel, front=front, terms={name: tuple(table.values()) for name, table in terms.items()})
+    return pairs
+
+
+def test_the_fit_finds_factors_that_made_the_rows(tmp_path: Path) -> None:
+    pairs = _synthetic(tmp_path)
+    factors = fit(pairs)
     for row, base in pairs:
         ours = factors.apply(row, base)
         assert ours.tpot_s == pytest.approx(row.tpot_s, rel=0.02)
         assert ours.ttft_s == pytest.approx(row.ttft_s, rel=0.12)
+
+
+def test_written_factors_are_read_again(tmp_path: Path) -> None:
+    factors = fit(_synthetic(tmp_path)[::20])
+    path = tmp_path / "factors.json"
+    path.write_text(json.dumps(document(factors)), encoding="utf-8")
+    read = load_factors(path)
+    assert read.kernel.keys() == factors.kernel.keys()
+    assert read.terms["vllm"] == pytest.approx(factors.terms["vllm"], rel=5e-3)
+    with pytest.raises(InputError, match="_inferencex_fit"):
+        load_factors(tmp_path / "none.json")
+
+
+def test_the_gradient_of_the_fit_is_that_of_its_loss() -> None:
+    rng = np.random.default_rng(0)
+    problem = _FrontProblem(
+        base=rng.uniform(0.1, 1, 12),
+        size=rng.uniform(0, 1, (12, 5)),
+        measured=rng.uniform(0.1, 2, 12),
+        which=rng.integers(0, 2, 12),
+        num_frameworks=2,
+        prompts=rng.integers(0, 2, (12, 3)).astype(float),
+        front=rng.integers(0, 2, (12, 4)).astype(float),
+    )
+    x = rng.normal(size=10 + 3 + 4) / 3
+    _, gradient = problem.loss(x)
+    for i in range(len(x)):
+        step = np.zeros_like(x)
+        step[i] = 1e-6
+        slope = (problem.loss(x + step)[0] - problem.loss(x - step)[0]) / 2e-6
+        assert gradient[i] == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+def test_the_split_of_the_error_adds_up(tmp_path: Path) -> None:
+    pairs = _synthetic(tmp_path)[::20]
+    rows = [dataclasses.replace(row, id=str(i)) for i, (row, _) in enumerate(pairs)]
+    predictions = {str(i): base for i, (_, base) in enumerate(pairs)}
+    table = split(rows, predictions, Factors())
+    assert sum(line["accounts for"] for line in table) == pytest.approx(table[0]["median abs error"], abs=3e-4)
+    assert table[0]["accounts for"] > 0.05  # a third of the step time is missing
+    assert split([], {}, Factors()) == []
+
+
+def test_repeated_measurements_are_compared_with_their_mean(tmp_path: Path) -> None:
+    (row,) = _rows(tmp_path)
+    again = dataclasses.replace(row, id="b", ttft_s=1.2 * row.ttft_s)
+    assert repetition([row, again]) == pytest.approx(1 / 11)
+    assert repetition([row, dataclasses.replace(row, id="b")]) == 0.0
+
+
+def test_the_peer_is_compared_on_the_rows_that_both_answer(tmp_path: Path) -> None:
+    (row,) = _rows(tmp_path)
+    other = dataclasses.replace(row, id="other")
+    path = tmp_path / "peer.csv"
+    path.write_text(f"# note\nrow,ttft_ms,tpot_ms\n{key(row.id)},150,8\n{key('other')},,\n", encoding="utf-8")
+    figures = beside([(row, 0.1, -0.05), (other, 0.9, 0.9)], path)
+    assert (figures["num_rows"], figures["num_rows_asked"], figures["answered_frac"]) == (1, 2, 0.5)
+    assert figures["ttft_median_abs_error"] == pytest.approx(0.5)
+    assert figures["ours_ttft_median_abs_error"] == pytest.approx(0.1)
+    ours, theirs = table(figures, 1.0)
+    assert (ours["TTFT on the same"], theirs["TTFT on the same"]) == (pytest.approx(0.1), pytest.approx(0.5))
+    assert beside([(other, 0.9, 0.9)], path) == {}
+    assert table({}, 1.0) == []
+
+
+def test_the_peer_is_asked_with_the_columns_of_the_row(tmp_path: Path) -> None:
+    seen: list[dict[str, object]] = []
+
+    def estimate(**arguments: object) -> object:
+        seen.append(arguments)
+        if arguments["backend_version"]:
+            raise ValueError("old-style raw version")
+        return SimpleNamespace(ttft=100.0, tpot=9.0)
+
+    (row,) = _rows(tmp_path, backend_version="0.19.0", batch_size="4")
+    assert ask(row, estimate) == (100.0, 9.0)
+    assert [call["backend_version"] for call in seen] == ["0.19.0", None]
+    assert seen[0]["model_path"] == "meta-llama/Meta-Llama-3.1-70B"
+    assert (seen[0]["batch_size"], seen[0]["tp_size"]) == (4, 4)
+
+    def refuse(**_: object) -> object:
+        raise RuntimeError("no such model")
+
+    assert ask(row, refuse) is None

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.fit_presets import FROM_PERCENTILES, FROM_TRACES, from_percentiles, from_trace, rank_correlation
+from benchmarks.fit_presets import (
+    AGENTIC_NOTE,
+    FROM_PERCENTILES,
+    FROM_TRACES,
+    agentic,
+    from_percentiles,
+    from_trace,
+    rank_correlation,
+)
 
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.workload import presets
@@ -109,6 +117,13 @@ def test_the_shipped_table_is_what_the_published_percentiles_give(name):
     derived = from_percentiles(*FROM_PERCENTILES[name][2:])
     assert shipped["output_quantiles_tokens"] == derived["output_quantiles_tokens"]
     assert shipped["prompt_quantiles_tokens"] == derived["prompt_quantiles_tokens"]
+
+
+def test_the_agentic_table_is_what_the_published_tables_give():
+    shipped = json.loads((PRESETS / "agentic.json").read_text())
+    derived = agentic()
+    assert {key: shipped[key] for key in derived} == json.loads(json.dumps(derived))
+    assert shipped["note"] == AGENTIC_NOTE
 
 
 def test_longest_outputs_of_summarization_belong_to_short_prompts():

@@ -5,25 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 from plimsoll._version import __version__
-from plimsoll.api.checks import policy_named
+from plimsoll.api.capacity_probes import Progress, SearchedLoad, make_probe, search_options, searched_load
 from plimsoll.api.documents import deployment_json, requests_name, sources_json
 from plimsoll.api.resolve import Resolved, resolve, targets_of, workload_spec
 from plimsoll.api.scenario import CapacityScenario, build
+from plimsoll.api.splits import SplitTried, choose_split
 from plimsoll.core.errors import InputError
-from plimsoll.core.run import Run
-from plimsoll.engine import simulate as run_engine
 from plimsoll.metrics import Targets
-from plimsoll.planner.capacity import CapacityOptions, CapacityResult, find_capacity, find_user_capacity
-from plimsoll.planner.probes import ProbeLength
+from plimsoll.metrics.percentiles import num_samples_needed
+from plimsoll.planner.capacity import RATE, CapacityOptions, CapacityResult, Probe, find_capacity, find_whole_capacity
 from plimsoll.workload import WorkloadSummary, describe
-from plimsoll.workload.build import build_workload
-from plimsoll.workload.spec import WorkloadSpec
-
-Progress = Callable[[int, float], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +28,8 @@ class CapacityAnswer:
         scenario: what was asked.
         resolved: the deployment.
         workload: which requests; its rate is only where the search looked first.
+        load: what was searched: a rate, users, requests in flight or requests at once.
+        splits: prefill and decode machines that were tried, for a split of ``auto``.
         targets: that were judged.
         options: how hard it looked.
         result: capacity, interval and every probe.
@@ -44,6 +40,8 @@ class CapacityAnswer:
     scenario: CapacityScenario
     resolved: Resolved
     workload: WorkloadSummary
+    load: SearchedLoad
+    splits: tuple[SplitTried, ...]
     targets: Targets
     options: CapacityOptions
     result: CapacityResult
@@ -54,12 +52,19 @@ class CapacityAnswer:
         """The document that ``plimsoll capacity --json`` prints."""
         result = self.result
         return {
+            "max_load": result.max_load,
             "max_rate_per_s": result.max_rate_per_s,
             "interval": [_finite(bound) for bound in result.interval],
             "confidence": result.confidence,
             "limited_by": result.limited_by,
             "note": result.note,
             "unit": result.unit,
+            "load": {
+                "kind": self.load.kind,
+                "unit": result.unit,
+                "think_s": self.scenario.think_s,
+                "duration_s": self.scenario.duration_s,
+            },
             "workload": {
                 "name": requests_name(self.scenario),
                 "prompt": dataclasses.asdict(self.workload.prompt),
@@ -74,6 +79,7 @@ class CapacityAnswer:
                 dataclasses.asdict(probe) | {"figures": {k: _finite(v) for k, v in probe.figures.items()}}
                 for probe in result.probes
             ],
+            "splits": [dataclasses.asdict(split) for split in self.splits],
             "deployment": deployment_json(self.resolved),
             "sources": sources_json(self.resolved),
             "wall_s": self.wall_s,
@@ -88,8 +94,12 @@ def capacity(
     """The highest load whose runs meet all targets.
 
     Args:
-        scenario: what is asked; or give its fields as keywords. Its rate, if any, is where the search starts; with
-            `users` or `concurrency` the answer is in users.
+        scenario: what is asked; or give its fields as keywords: ``capacity(model="Llama-3.1-8B", gpu="H100-SXM",
+            workload="chat", ttft_ms=1000, tpot_ms=50)``. Which load is searched follows from the fields: requests per
+            second; with `users` users, with `concurrency` requests in flight (closed loops both, the first with
+            `think_s` between requests); with `at_once` how many requests may come at time zero. A value that is given
+            (a rate, users, a concurrency) is where the search starts. `duration_s` is a horizon for every probe (see
+            `planner.horizon`); `split` makes prefill and decode pools, ``auto`` the best split of `replicas` machines.
         on_probe: called before each probe with its number and its load.
         **fields: of `CapacityScenario`.
 
@@ -98,6 +108,53 @@ def capacity(
         InfeasibleError: the deployment would not start.
     """
     asked = scenario if scenario is not None else build(CapacityScenario, fields)
+    targets = _checked_targets(asked)
+    load = searched_load(asked)
+    options = search_options(asked, load)
+    rate_per_s = 1.0 if load.unit == RATE and asked.rate_per_s is None else asked.rate_per_s
+    asked_spec = workload_spec(dataclasses.replace(asked, rate_per_s=rate_per_s))
+    started_s = time.perf_counter()
+
+    def look(deployed: CapacityScenario, how: CapacityOptions) -> tuple[Resolved, WorkloadSummary, CapacityResult]:
+        resolved, workload, spec = resolve(deployed, asked_spec)
+        found = _search(make_probe(deployed, resolved, spec, load.unit, on_probe), targets, how, load)
+        return resolved, describe(workload, spec), found
+
+    deployed: CapacityScenario = asked
+    splits: tuple[SplitTried, ...] = ()
+    if asked.split is not None:
+        quick = dataclasses.replace(options, seeds=options.seeds[:1], rel_tolerance=0.05, look_again=False)
+        deployed, splits = choose_split(asked, lambda one: look(one, quick)[2].max_load)
+    resolved, workload, result = look(deployed, options)
+    return CapacityAnswer(
+        scenario=asked,
+        resolved=resolved,
+        workload=workload,
+        load=load,
+        splits=splits,
+        targets=targets,
+        options=options,
+        result=result,
+        wall_s=time.perf_counter() - started_s,
+        notes=(*resolved.notes, *_too_few(result, targets)),
+    )
+
+
+def _too_few(result: CapacityResult, targets: Targets) -> list[str]:
+    """Says so where a percentile at the answer stands on fewer requests than it needs."""
+    needed = num_samples_needed(targets.percentile)
+    passing = [probe for probe in result.probes if probe.passed]
+    held = max(passing, key=lambda probe: probe.load, default=None)
+    if held is None:
+        return []
+    least = held.num_measured - max(held.num_censored.values(), default=0)
+    if least >= needed:
+        return []
+    return [f"p{targets.percentile:g} stands on {least} judged requests at the answer and needs {needed} to be sure"]
+
+
+def _checked_targets(asked: CapacityScenario) -> Targets:
+    """The targets, once everything that a search needs was looked at."""
     targets = targets_of(asked)
     if not targets.named():
         raise InputError("targets", "none", "give at least one of --ttft-ms, --tpot-ms and --e2e-ms")
@@ -105,56 +162,21 @@ def capacity(
         raise InputError("--num-seeds", asked.num_seeds, "give at least 1")
     if asked.num_requests is not None and asked.num_requests < 2:
         raise InputError("--num-requests", asked.num_requests, "give at least 2 requests a probe")
-    closed = asked.users is not None or asked.concurrency is not None
-    start_per_s = None if closed else 1.0
-    spec = workload_spec(asked if asked.rate_per_s is not None else dataclasses.replace(asked, rate_per_s=start_per_s))
-    resolved, workload, spec = resolve(asked, spec)
-    options = CapacityOptions(
-        seeds=tuple(range(asked.seed, asked.seed + asked.num_seeds)), length=_probe_length(asked.num_requests)
-    )
-    started_s = time.perf_counter()
-    probe = _probe(resolved, spec, closed, on_probe)
-    if closed:
-        result = find_user_capacity(probe, targets, options, float(asked.users or asked.concurrency or 1))
-    else:
-        result = find_capacity(probe, targets, options, asked.rate_per_s)
-    return CapacityAnswer(
-        scenario=asked,
-        resolved=resolved,
-        workload=describe(workload, spec),
-        targets=targets,
-        options=options,
-        result=result,
-        wall_s=time.perf_counter() - started_s,
-        notes=resolved.notes,
-    )
+    horizon_s = asked.duration_s
+    if horizon_s is not None:
+        if not 0 < horizon_s < math.inf:
+            raise InputError("--duration-s", horizon_s, "give seconds above zero")
+        for name, target_s in targets.named().items():
+            if target_s >= horizon_s:
+                label = name.removesuffix("_s").upper()
+                raise InputError("--duration-s", horizon_s, f"the {label} target is {target_s:g} s: give more seconds")
+    return targets
 
 
-def _probe_length(num_requests: int | None) -> ProbeLength:
-    """As long as needed, or the user's own length for every probe."""
-    if num_requests is None:
-        return ProbeLength()
-    return ProbeLength(min_requests=num_requests, max_requests=num_requests, fixed=True)
-
-
-def _probe(
-    resolved: Resolved, spec: WorkloadSpec, closed: bool, on_probe: Progress | None
-) -> Callable[[float, int, int], Run]:
-    count = 0
-
-    def probe(load: float, seed: int, num_requests: int) -> Run:
-        nonlocal count
-        count += 1
-        if on_probe is not None:
-            on_probe(count, load)
-        if closed:
-            asked = dataclasses.replace(spec, users=round(load), concurrency=None, seed=seed, num_requests=num_requests)
-        else:
-            asked = dataclasses.replace(spec.at_rate(load, seed), num_requests=num_requests)
-        with policy_named(resolved.config.policy):
-            return run_engine(build_workload(asked), resolved.config, resolved.step_model, seed=seed)
-
-    return probe
+def _search(probe: Probe, targets: Targets, options: CapacityOptions, load: SearchedLoad) -> CapacityResult:
+    if load.unit == RATE:
+        return find_capacity(probe, targets, options, load.start)
+    return find_whole_capacity(probe, targets, options, load.start, load.unit)
 
 
 def _finite(value: float) -> float | None:

@@ -17,6 +17,9 @@ from plimsoll.engine.plugins import list_plugins
 RATES_PER_S = (1e-9, 1e9)
 """Slowest and fastest rate that is simulated: beyond them a clock of 64 bits cannot tell arrivals apart."""
 
+MOST_REPLICAS = 10_000
+"""Each has a state of its own and is looked at for every request: a million would take hours."""
+
 _COUNTS = ("tp", "pp", "dp", "ep", "replicas", "max_num_seqs", "max_num_batched_tokens", "kv_blocks", "block_size")
 
 
@@ -38,6 +41,9 @@ def check_settings(fields: object) -> None:
         value = getattr(fields, name, None)
         if isinstance(value, int) and value < 1:
             raise InputError(flag_name(name), value, "give a whole number of at least 1")
+    replicas = getattr(fields, "replicas", 1)
+    if replicas > MOST_REPLICAS:
+        raise InputError("--replicas", replicas, f"at most {MOST_REPLICAS} are simulated; simulate a part of the load")
     longest = getattr(fields, "max_model_len", None)
     if longest is not None and longest < 2:
         raise InputError("--max-model-len", longest, "give at least 2: one token of prompt and one of output")

@@ -9,12 +9,17 @@ from typing import Any
 from plimsoll.api.resolve import Resolved
 from plimsoll.api.scenario import WorkloadFields
 from plimsoll.core.step import StepShape
+from plimsoll.engine.plugins import load_plugin, option_defaults
+from plimsoll.perf.error_bands import error_band
+from plimsoll.planner.pools import CLUSTERS, POOL_NAMES, list_pool_engines
 
 
 def deployment_json(resolved: Resolved) -> dict[str, Any]:
-    """A resolved deployment: names, cut, complete settings, memory."""
+    """A resolved deployment: names, cut, complete settings, memory; of disaggregated ones their pools as well."""
     deployment, memory = resolved.deployment, resolved.memory
-    cut = deployment.parallelism
+    cut, pools = deployment.parallelism, pools_of(resolved)
+    machines = f"{deployment.replicas} replica{'s' * (deployment.replicas > 1)}"
+    split = "" if pools is None else " + ".join(f"{count} {name}" for name, count in pools.items() if count)
     return {
         "model": deployment.model,
         "gpu": deployment.gpu,
@@ -24,7 +29,8 @@ def deployment_json(resolved: Resolved) -> dict[str, Any]:
         "pp": cut.pp,
         "dp": cut.dp,
         "ep": cut.ep,
-        "arithmetic": resolved.arithmetic,
+        "arithmetic": resolved.arithmetic if pools is None else resolved.arithmetic.replace(machines, f"({split})"),
+        **({} if pools is None else {"pools": pools}),
         "router": deployment.router,
         "engine": deployment.engine,
         "policy": resolved.config.policy,
@@ -49,6 +55,15 @@ def deployment_json(resolved: Resolved) -> dict[str, Any]:
     }
 
 
+def pools_of(resolved: Resolved) -> dict[str, int] | None:
+    """Machines by pool (prefill, decode, and mixed where the engine has such); None for an engine without pools."""
+    policy = resolved.config.policy
+    if policy not in list_pool_engines():
+        return None
+    options = {**option_defaults(load_plugin(CLUSTERS, policy, "--engine")), **resolved.config.options}
+    return {name: int(options[name]) for name in POOL_NAMES if name in options}
+
+
 def requests_name(fields: WorkloadFields) -> str:
     """Which requests, in the user's own words: a preset, a trace, or fixed lengths."""
     if fields.workload is not None:
@@ -61,9 +76,11 @@ def requests_name(fields: WorkloadFields) -> str:
 def sources_json(resolved: Resolved) -> dict[str, Any]:
     """Where the estimate comes from, and the weakest claim in it."""
     cost = resolved.step_model.step(StepShape(num_decode=1, decode_read_tokens=1))
+    band = error_band(resolved.step_model_facts)
     return {
         "step_model": resolved.step_model_facts,
         "step_cost": str(cost.source),
+        "error_band": None if band is None else band.to_json_dict(),
         "kv_blocks": str(resolved.memory.source),
         "weakest": str(max(cost.source, resolved.memory.source)),
         "model": resolved.model.source,

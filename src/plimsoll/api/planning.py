@@ -9,7 +9,9 @@ from typing import Any
 
 from plimsoll import launch
 from plimsoll._version import __version__
+from plimsoll.api.calibrations import calibrated_gpus, calibration_notes
 from plimsoll.api.checks import check_policy, check_rate, check_settings, load_gpu, required
+from plimsoll.api.pool_commands import pool_command
 from plimsoll.api.resolve import targets_of, workload_spec
 from plimsoll.api.resume import KeptCapacities
 from plimsoll.api.scenario import PlanScenario, build
@@ -20,7 +22,11 @@ from plimsoll.catalog.engines import list_engines, load_engine
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import PRECISIONS, EngineSettings
 from plimsoll.core.errors import InputError, PlimsollError, UnknownNameError
+from plimsoll.engine.cluster import POLICIES
+from plimsoll.engine.plugins import list_plugins
 from plimsoll.launch.parse_vllm import parse_vllm_serve
+from plimsoll.planner.pools import DEFAULT_ENGINE as DEFAULT_POOL_ENGINE
+from plimsoll.planner.pools import parse_split
 from plimsoll.planner.preferences import preferred_targets
 from plimsoll.planner.request import PlanRequest, StartingPoint
 from plimsoll.planner.results import Plan, PlanResult, plan_json
@@ -56,7 +62,10 @@ class PlanAnswer:
         commands = {}
         for target in launch.list_targets():
             try:
-                commands[target] = launch.render(target, request)
+                if plan.pools is None:
+                    commands[target] = launch.render(target, request)
+                else:
+                    commands[target] = pool_command(target, request, plan.pools)
             except PlimsollError as error:
                 commands[target] = f"# {target}: {error}"
         return commands
@@ -64,12 +73,17 @@ class PlanAnswer:
     def to_json_dict(self) -> dict[str, Any]:
         """The document that ``plimsoll plan --json`` prints."""
         document = result_json(self.result)
+        known: dict[str, dict[str, str]] = {}
         for name in PLAN_LISTS:
-            document[name] = [self._plan(plan) for plan in getattr(self.result, name)]
+            document[name] = [self._plan(plan, known) for plan in getattr(self.result, name)]
         return {**document, "version": __version__}
 
-    def _plan(self, plan: Plan) -> dict[str, Any]:
-        return {**plan_json(plan), "launch": self.commands(plan)}
+    def _plan(self, plan: Plan, known: dict[str, dict[str, str]]) -> dict[str, Any]:
+        """One plan with its commands; a deployment in several lists is written out once."""
+        key = repr((plan.deployment, plan.pools))
+        if key not in known:
+            known[key] = self.commands(plan)
+        return {**plan_json(plan), "launch": known[key]}
 
 
 def plan(
@@ -98,21 +112,28 @@ def plan(
     if on_progress is not None:
         options = options._replace(on_progress=on_progress)
     if keep_in is None:
-        return PlanAnswer(scenario=asked, request=request, result=search(request, options))
+        result = search(request, options)
+        return PlanAnswer(scenario=asked, request=request, result=_with_notes(result, calibration_notes(asked)))
     kept = KeptCapacities(Path(keep_in))
     try:
         result = search(request, options._replace(cache=kept))
     finally:
         kept.close()
+    notes = calibration_notes(asked)
     if kept.num_resumed:
-        note = f"resumed: {kept.num_resumed} capacities were known from an earlier search in {keep_in}"
-        result = dataclasses.replace(result, notes=(*result.notes, note))
-    return PlanAnswer(scenario=asked, request=request, result=result)
+        notes.append(f"resumed: {kept.num_resumed} capacities were known from an earlier search in {keep_in}")
+    return PlanAnswer(scenario=asked, request=request, result=_with_notes(result, notes))
+
+
+def _with_notes(result: PlanResult, notes: list[str]) -> PlanResult:
+    return dataclasses.replace(result, notes=(*result.notes, *notes)) if notes else result
 
 
 def plan_request(asked: PlanScenario) -> PlanRequest:
     """The scenario with every name resolved."""
     required(asked, "model")
+    if asked.placement is not None:
+        raise InputError("--placement", asked.placement, "in Python call plimsoll.api.placement.place with it")
     check_settings(asked)
     check_rate(asked.rate_per_s)
     if asked.latency_preference is not None:
@@ -121,7 +142,7 @@ def plan_request(asked: PlanScenario) -> PlanRequest:
     model = load_model(asked.model)
     thinking_s = 0.0 if asked.users is not None else asked.think_s  # the planner sets the users, not the spec
     spec = workload_spec(dataclasses.replace(asked, rate_per_s=asked.rate_per_s or 1.0, users=None, think_s=thinking_s))
-    gpus = _gpus(asked.gpus or DEFAULT_GPUS)
+    gpus = _gpus(asked.gpus if asked.gpus is not None else DEFAULT_GPUS)
     return PlanRequest(
         model=model,
         gpus=gpus,
@@ -146,6 +167,9 @@ def plan_request(asked: PlanScenario) -> PlanRequest:
         ),
         tp=_numbers("--tp", asked.tp),
         pp=_numbers("--pp", asked.pp),
+        dp=_numbers("--dp", asked.dp),
+        pool_engine=_pool_engine(asked),
+        split=parse_split(asked.split) if asked.split is not None else None,
         prefix_hit_frac=asked.prefix_hit_frac,
         spare_replicas=asked.spare,
         optimize=asked.optimize,
@@ -153,6 +177,7 @@ def plan_request(asked: PlanScenario) -> PlanRequest:
         router=asked.router,
         seed=asked.seed,
         starting_point=_starting_point(asked, model, gpus),
+        factors=calibrated_gpus(asked, model, [limit.accelerator.id for limit in gpus]),
     )
 
 
@@ -170,12 +195,21 @@ def _gpus(text: str) -> tuple[GpuLimit, ...]:
 
 
 def _engines(text: str) -> tuple[str, ...]:
-    words = _words("--engines", text)
+    """Deployable engines, and scheduling policies by their own names."""
+    words, policies = _words("--engines", text), list_plugins(POLICIES)
     for word in words:
-        if word not in list_engines():
-            raise UnknownNameError("--engines", word, list_engines())
-        check_policy("--engines", word, load_engine(word).policy)
+        if word not in (*list_engines(), *policies):
+            raise UnknownNameError("--engines", word, (*list_engines(), *policies))
+        if word in list_engines():
+            check_policy("--engines", word, load_engine(word).policy)
     return words
+
+
+def _pool_engine(asked: PlanScenario) -> str | None:
+    """Whose rules hold for pools; a split alone asks for pools too."""
+    if asked.disaggregated is None:
+        return DEFAULT_POOL_ENGINE if asked.split is not None else None
+    return DEFAULT_POOL_ENGINE if asked.disaggregated == "auto" else asked.disaggregated
 
 
 def _precisions(text: str | None) -> tuple[str, ...] | None:
@@ -212,8 +246,13 @@ def _starting_point(asked: PlanScenario, model: ModelSpec, gpus: tuple[GpuLimit,
     if not text.lstrip().startswith(("vllm", "python", "#")) and Path(text).is_file():
         text = Path(text).read_text(encoding="utf-8", errors="replace")
     serve = parse_vllm_serve(text)
-    native = native_precision(model) if load_model(serve.model).id == model.id else None
-    deployment = serve.deployment(gpu=serve.gpu or gpus[0].accelerator.id, native_precision=native)
+    served = load_model(serve.model).id
+    if served != model.id:
+        raise InputError(
+            "--start-from", serve.model, f"it serves another model than --model {model.id}; give its command"
+        )
+    gpu = serve.gpu or gpus[0].accelerator.id
+    deployment = serve.deployment(gpu=gpu, native_precision=native_precision(model))
     return StartingPoint(
         accelerator=load_accelerator(deployment.gpu),
         parallelism=deployment.parallelism,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from plimsoll.api.calibrations import apply_calibration
 from plimsoll.api.checks import check_milliseconds, check_policy, check_rate, check_settings, load_gpu, required
 from plimsoll.api.cluster_options import with_pools, with_ranks
 from plimsoll.api.engine_options import with_swap_seconds
+from plimsoll.api.offloaded import OFFLOADING, offloaded
 from plimsoll.api.scenario import DeploymentFields, TargetFields, WorkloadFields
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.catalog.counting import native_precision
-from plimsoll.catalog.engines import check_compatibility, list_engines, load_engine
+from plimsoll.catalog.engines import EngineFacts, check_compatibility, list_engines, load_engine
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import PRECISIONS, Deployment, EngineSettings, Parallelism
 from plimsoll.core.errors import InputError, MissingExtraError, UnknownNameError
@@ -139,15 +141,13 @@ def resolve(fields: DeploymentFields, spec: WorkloadSpec) -> tuple[Resolved, Wor
     required(fields, "model", "gpu")
     check_settings(fields)
     assert fields.model is not None
-    assert fields.gpu is not None
-    model, gpu = load_model(fields.model), load_gpu("--gpu", fields.gpu)
+    model = load_model(fields.model)
     longest = min(fields.max_model_len or model.max_position, model.max_position)
     if fields.max_model_len is not None and fields.max_model_len > model.max_position:
         longest = fields.max_model_len  # positions may be stretched on purpose
     spec = dataclasses.replace(spec, max_model_len=spec.max_model_len or longest)
     workload = build_workload(spec)
-    expected = round(float((workload.prompt_tokens + workload.output_tokens).mean()))
-    resolved = _resolve_names(fields, model, gpu, max(expected, 1))
+    resolved = resolve_for(fields, workload)
     served = min(resolved.memory.max_model_len, resolved.config.num_blocks // fields.dp * resolved.config.block_size)
     if served < longest:
         spec = dataclasses.replace(spec, max_model_len=served)
@@ -157,16 +157,25 @@ def resolve(fields: DeploymentFields, spec: WorkloadSpec) -> tuple[Resolved, Wor
     return dataclasses.replace(resolved, config=config, notes=notes), workload, spec
 
 
+def resolve_for(fields: DeploymentFields, workload: Workload) -> Resolved:
+    """The deployment for given requests, which are not cut; raises as `resolve`."""
+    required(fields, "model", "gpu")
+    check_settings(fields)
+    assert fields.model is not None
+    assert fields.gpu is not None
+    return _resolve_names(fields, load_model(fields.model), load_gpu("--gpu", fields.gpu), workload)
+
+
 def _length_note(fields: DeploymentFields, resolved: Resolved) -> list[str]:
     """Says so where the longest sequence was shortened without being asked for."""
     longest, possible = resolved.memory.max_model_len, resolved.model.max_position
-    if fields.max_model_len is not None or longest >= possible:
+    if fields.max_model_len is not None or longest >= possible or resolved.config.policy in OFFLOADING:
         return []
     shortened = f"max length {longest:,}: the longest sequence whose KV cache fits (the model takes {possible:,})"
     return [f"{shortened}; a server needs --max-model-len {longest} to start"]
 
 
-def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator, expected_tokens: int) -> Resolved:
+def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator, workload: Workload) -> Resolved:
     engine_name, options = split_engine(fields.engine)
     facts = load_engine(engine_name if engine_name in list_engines() else DEFAULT_ENGINE)
     parallelism = Parallelism(tp=fields.tp, pp=fields.pp, dp=fields.dp, ep=fields.ep)
@@ -192,15 +201,20 @@ def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator,
         kv_precision=fits.kv_precision,
         overheads=load_overheads(facts.id if facts.id in list_overheads() else DEFAULT_ENGINE),
     )
-    composed, effect = combined_memory_effect(request, parse_step_model(fields.step_model)[1])
-    memory = kv_capacity(
-        model, gpu, parallelism, composed.precision, composed.kv_precision, settings,
-        MemoryAssumptions(engine=facts, expected_sequence_tokens=expected_tokens, shrink_max_model_len=True),
-    )  # fmt: skip
-    memory = composed_memory(memory, effect, expected_tokens)
-    memory = with_swap_seconds(memory, policy, gpu)
-    memory, replicas, pool_notes = with_pools(memory, fields.replicas, policy, model, gpu, parallelism)
-    step_model, step_facts, fallback = _step_model(fields.step_model, request)
+    applied = apply_calibration(fields, request, engine_name)
+    request = applied.request
+    step_model: StepModel
+    if policy in OFFLOADING:
+        placed = offloaded(policy, model, gpu, parallelism, settings, workload)
+        memory, step_model = placed.memory, placed.step_model
+        step_facts = placed.step_model.describe()
+        replicas, extra = fields.replicas, list(placed.notes)
+    else:
+        memory = applied.with_blocks(_memory(fields, facts, request, settings, workload))
+        memory = with_swap_seconds(memory, policy, gpu)
+        memory, replicas, pool_notes = with_pools(memory, fields.replicas, policy, model, gpu, parallelism)
+        step_model, step_facts, fallback = _step_model(fields.step_model, request)
+        extra = [*memory.notes, *pool_notes, *fallback, *_overheads_note(facts.id)]
     return Resolved(
         deployment=Deployment(
             model=model.id,
@@ -218,9 +232,26 @@ def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator,
         memory=memory,
         step_model=step_model,
         step_model_facts=step_facts,
-        config=engine_config(memory, parallelism, policy, replicas, fields.router),
-        notes=(*notes, *fits.notes, *memory.notes, *pool_notes, *fallback, *_overheads_note(facts.id)),
+        config=applied.with_frontend(engine_config(memory, parallelism, policy, replicas, fields.router)),
+        notes=(*notes, *applied.notes, *fits.notes, *extra),
     )
+
+
+def _memory(
+    fields: DeploymentFields,
+    facts: EngineFacts,
+    request: StepModelRequest,
+    settings: EngineSettings,
+    workload: Workload,
+) -> MemoryPlan:
+    """The memory of the worst GPU, with what optimisations of cache and weights change."""
+    expected_tokens = max(round(float((workload.prompt_tokens + workload.output_tokens).mean())), 1)
+    composed, effect = combined_memory_effect(request, parse_step_model(fields.step_model)[1])
+    memory = kv_capacity(
+        request.model, request.gpu, request.parallelism, composed.precision, composed.kv_precision, settings,
+        MemoryAssumptions(engine=facts, expected_sequence_tokens=expected_tokens, shrink_max_model_len=True),
+    )  # fmt: skip
+    return composed_memory(memory, effect, expected_tokens)
 
 
 def _overheads_note(engine: str) -> list[str]:

@@ -16,6 +16,10 @@ from plimsoll.core.errors import InputError, UnknownNameError
 FLAG_NAMES = {"rate_per_s": "rate", "prefix_hit_frac": "prefix-hit"}
 """Fields whose flag is not simply their name."""
 
+LARGEST_SCENARIO_BYTES = 2**20
+MOST_BITS = 1023
+"""Of a whole number: what a float can hold."""
+
 T = TypeVar("T")
 
 
@@ -52,6 +56,7 @@ class DeploymentFields:
     precision: str | None = None
     kv_precision: str = "auto"
     step_model: str = "roofline"
+    calibration: str | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
@@ -82,11 +87,28 @@ class SimulateScenario(DeploymentFields, WorkloadFields, TargetFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CapacityScenario(DeploymentFields, WorkloadFields, TargetFields):
-    """Fields of ``plimsoll capacity``; `num_seeds` searches make the interval, each probe has `num_requests`."""
+    """Fields of ``plimsoll capacity``: `num_seeds` searches make the interval.
+
+    Each probe has `num_requests`, or ends at `duration_s`.
+    """
 
     concurrency: int | None = None
+    at_once: bool = False
     num_requests: int | None = None
+    duration_s: float | None = None
+    split: str | None = None
     num_seeds: int = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateScenario(DeploymentFields):
+    """Fields of ``plimsoll calibrate``; lists are comma-separated text, as on the command line."""
+
+    results: str | None = None
+    results_format: str | None = None
+    fit: str | None = None
+    concurrency: int | None = None
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,12 +122,17 @@ class PlanScenario(WorkloadFields, TargetFields):
     latency_preference: str | None = None
     engines: str = "vllm-v1"
     step_model: str = "roofline"
+    calibration: str | None = None
     precisions: str | None = None
     precision_tolerance: str | None = None
     kv_precision: str = "auto"
     token_budgets: str = "512,2048,8192"
     tp: str | None = None
     pp: str | None = None
+    dp: str | None = None
+    disaggregated: str | None = None
+    split: str | None = None
+    placement: str | None = None
     max_num_seqs: int | None = None
     max_model_len: int | None = None
     gpu_memory_utilization: float | None = None
@@ -149,10 +176,21 @@ def read_scenario(file: str) -> dict[str, Any]:
 
     path = Path(file)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError("--scenario", file, "this is a device; give a file")
+        with path.open("rb") as stream:
+            raw = stream.read(LARGEST_SCENARIO_BYTES + 1)
     except OSError as error:
         raise InputError("--scenario", file, f"it cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:  # a null in the name
+        raise InputError("--scenario", file, f"it cannot be read ({error})") from error
+    if len(raw) > LARGEST_SCENARIO_BYTES:
+        raise InputError("--scenario", file, f"a scenario has at most {LARGEST_SCENARIO_BYTES} bytes")
+    try:
+        document = yaml.safe_load(raw.decode("utf-8"))
+    except RecursionError:
+        raise InputError("--scenario", file, "it is nested too deeply; give fields and values") from None
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date and an endless number are ValueErrors
         raise InputError("--scenario", file, f"it is not YAML ({error})") from error
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise InputError("--scenario", file, "it must hold fields and values, such as 'model: Llama-3.1-8B'")
@@ -178,6 +216,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     if value is None and types.NoneType in typing.get_args(hint):
         return None
     (kind,) = kinds
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise InputError(flag_name(name), f"a number of {value.bit_length()} bits", "give a smaller one")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is str and isinstance(value, (int, float, list, tuple)) and not isinstance(value, bool):

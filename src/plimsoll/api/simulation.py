@@ -18,6 +18,7 @@ from plimsoll.engine import simulate as run_engine
 from plimsoll.engine.replica import Observer
 from plimsoll.metrics import RunMetrics, Verdict, meets, summarise
 from plimsoll.metrics import to_json_dict as metrics_json
+from plimsoll.perf.profiles.outside import CountedSteps
 from plimsoll.planner.probes import queue_growth
 from plimsoll.workload import WorkloadSummary, describe
 from plimsoll.workload.spec import WorkloadSpec
@@ -129,8 +130,18 @@ def evaluate(
         verdict=meets(run, targets) if targets.named() else None,
         queue_grows=grows,
         wall_s=wall_s,
-        notes=(*resolved.notes, *_rejections(run, resolved)),
+        notes=(*resolved.notes, *_rejections(run, resolved), *_outside(asked, resolved, workload)),
     )
+
+
+def _outside(asked: SimulateScenario, resolved: Resolved, workload: Workload) -> list[str]:
+    """Where a profile may be extrapolated: the share of the steps that lie outside it, counted in a second run."""
+    if "allow_extrapolation=true" not in asked.step_model.replace("-", "_"):
+        return []
+    counted = CountedSteps(resolved.step_model)
+    run_engine(workload, resolved.config, counted, duration_s=asked.duration_s, seed=asked.seed)
+    share = f"{counted.outside_frac:.1%} of {counted.num_steps:,} steps lie outside what the profile measured"
+    return [f"{share}{': their times are extrapolated' if counted.num_outside else ''}"]
 
 
 def _rejections(run: Run, resolved: Resolved) -> list[str]:

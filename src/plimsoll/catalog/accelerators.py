@@ -21,11 +21,21 @@ from plimsoll.core.units import GB, GIB, MIB, TERA
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fact:
-    """Where one figure comes from."""
+    """Where one figure comes from.
+
+    Attributes:
+        source: web address.
+        date: of the source, as far as it is known.
+        note: what a reader must know of the figure.
+        checked: the day on which the source's figures were read again; empty where they were not.
+        checked_against: the page that they were read on: the source itself, or one that repeats it.
+    """
 
     source: str
     date: str
     note: str = ""
+    checked: str = ""
+    checked_against: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -320,13 +330,15 @@ class _Facts:
         self.sources: dict[str, Fact] = {}
         sources = table.table("sources")
         for key in sources.data:
-            entry = sources.table(key, ("url", "date", "note"))
-            url, date = entry.text("url"), entry.text("date")
-            if not url.startswith(("https://", "http://")):
-                raise InputError(f"{entry.where}, url", url, "write a public web address")
-            if not _ISO_DATE.fullmatch(date):
-                raise InputError(f"{entry.where}, date", date, "write a date as 2026-05-31, or as far as it is known")
-            self.sources[key] = Fact(source=url, date=date, note=entry.text("note", default=""))
+            entry = sources.table(key, ("url", "date", "note", "checked", "checked_against"))
+            extra = {name: entry.text(name, default="") for name in ("note", "checked", "checked_against")}
+            for name in ("url", *(("checked_against",) if extra["checked"] else ())):
+                if not entry.text(name).startswith(("https://", "http://")):
+                    raise InputError(f"{entry.where}, {name}", entry.text(name), "write a public web address")
+            for name in ("date", *(("checked",) if extra["checked"] else ())):
+                if not _ISO_DATE.fullmatch(entry.text(name)):
+                    raise InputError(f"{entry.where}, {name}", entry.text(name), "write a date, such as 2026-05-31")
+            self.sources[key] = Fact(source=entry.text("url"), date=entry.text("date"), **extra)
 
     def named(self, source: str, field: str) -> Fact:
         if source not in self.sources:

@@ -76,23 +76,6 @@ class MemoryFacts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepOverhead:
-    """Host time around the forward pass.
-
-    Attributes:
-        per_step_s: of every step.
-        per_scheduled_request_s: for each request in the step.
-        hidden_by_async_scheduling: whether it overlaps with the GPU's work.
-        fact: source and date.
-    """
-
-    per_step_s: float
-    per_scheduled_request_s: float
-    hidden_by_async_scheduling: bool
-    fact: Fact
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelismFacts:
     """What the engine allows.
 
@@ -182,7 +165,6 @@ class EngineFacts:
         gpu_memory_utilization: default share of memory; None where a formula decides (`memory.reserve`).
         block_size: tokens in a KV block.
         memory: how the KV cache is sized.
-        overhead: host time around a step.
         parallelism: what it allows.
         vendors: GPUs it runs on.
         precisions, kv_precisions: rows, the first that fits a GPU holds.
@@ -200,7 +182,6 @@ class EngineFacts:
     gpu_memory_utilization: float | None
     block_size: int
     memory: MemoryFacts
-    overhead: StepOverhead
     parallelism: ParallelismFacts
     vendors: tuple[VendorSupport, ...]
     precisions: tuple[PrecisionSupport, ...]
@@ -295,7 +276,6 @@ def _facts_in_version(engine: str, version: str) -> EngineFacts:
         gpu_memory_utilization=None if utilization is None else float(utilization["value"]),
         block_size=table["cache"]["block_size"],
         memory=_memory(table, version),
-        overhead=_of_fields(StepOverhead, table["overhead"]),
         parallelism=_of_fields(ParallelismFacts, table["parallelism"]),
         vendors=tuple(_vendor(row, version) for row in table["vendor"]),
         precisions=tuple(_precision(row) for row in table["precision"]),

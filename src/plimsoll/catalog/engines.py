@@ -98,13 +98,7 @@ def default_settings(
         max_model_len = pick(
             "max_model_len", max_model_len, longest, f"longest position of {model.id if model else ''}"
         )
-    # vLLM (arg_utils): a default never contradicts what was given: seats fit the budget, or the budget the seats.
-    if settings.max_num_seqs is None and settings.max_num_batched_tokens is not None and seats > budget:
-        seats, origins["max_num_seqs"] = budget, "lowered to max_num_batched_tokens"
-    if settings.max_num_batched_tokens is None and budget < seats:
-        budget, origins["max_num_batched_tokens"] = seats, "raised to max_num_seqs"
-    if settings.max_num_batched_tokens is None and max_model_len is not None and budget > seats * max_model_len:
-        budget, origins["max_num_batched_tokens"] = seats * max_model_len, "lowered to max_num_seqs × max_model_len"
+    budget, seats = _agreeing(settings, budget, seats, max_model_len, origins)
     block_size, origins["block_size"] = settings.block_size, GIVEN
     if block_size == _SETTINGS_DEFAULTS.block_size:
         block_size, origins["block_size"] = engine.block_size, f"{engine.id} default ({engine.facts['cache'].source})"
@@ -123,6 +117,19 @@ def default_settings(
         gpu_memory_utilization=utilization,
     )
     return ResolvedSettings(settings=resolved, origins=MappingProxyType(origins))
+
+
+def _agreeing(
+    settings: EngineSettings, budget: int, seats: int, max_model_len: int | None, origins: dict[str, str]
+) -> tuple[int, int]:
+    """Budget and seats. vLLM (arg_utils): a default never contradicts what was given, so the other one follows it."""
+    if settings.max_num_seqs is None and settings.max_num_batched_tokens is not None and seats > budget:
+        seats, origins["max_num_seqs"] = budget, "lowered to max_num_batched_tokens"
+    if settings.max_num_batched_tokens is None and budget < seats:
+        budget, origins["max_num_batched_tokens"] = seats, "raised to max_num_seqs"
+    if settings.max_num_batched_tokens is None and max_model_len is not None and budget > seats * max_model_len:
+        budget, origins["max_num_batched_tokens"] = seats * max_model_len, "lowered to max_num_seqs × max_model_len"
+    return budget, seats
 
 
 def _default_utilization(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from plimsoll._version import __version__
-from plimsoll.cli import capacity, catalog, plan, simulate, study
+from plimsoll.cli import calibrate, capacity, catalog, plan, profile, simulate, study
 
 app = typer.Typer(
     name="plimsoll",
@@ -37,5 +37,7 @@ def _root(
 app.command("plan")(plan.command)
 app.command("simulate")(simulate.command)
 app.command("capacity")(capacity.command)
+app.command("calibrate")(calibrate.command)
+app.command("profile")(profile.command)
 app.command("study")(study.command)
 app.command("catalog")(catalog.command)

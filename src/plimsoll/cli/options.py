@@ -44,6 +44,9 @@ StepModelName = Annotated[
         "--step-model", "roofline, silicon or profile:DIR; composed: roofline+h2o,ratio=0.2. [roofline]", DEPLOYMENT
     ),
 ]
+CalibrationFile = Annotated[
+    str | None, option("--calibration", "File of plimsoll calibrate (plan: one a GPU, A,B).", DEPLOYMENT)
+]
 MaxNumSeqs = Annotated[
     int | None, option("--max-num-seqs", "Sequences that run at once. [the engine's default on this GPU]", DEPLOYMENT)
 ]

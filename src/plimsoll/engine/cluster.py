@@ -23,13 +23,17 @@ from plimsoll.core.step import StepModel
 from plimsoll.core.workload import Workload
 from plimsoll.engine import plugins
 from plimsoll.engine.arrivals import Arrivals
+from plimsoll.engine.bursts import burst_draw, with_bursts
 from plimsoll.engine.config import EngineConfig, Option
+from plimsoll.engine.counting import CountingFleet, TooPatientError, can_be_counted
 from plimsoll.engine.fleet import Fleet
-from plimsoll.engine.lazy import LazyReplica, TooPatientError
+from plimsoll.engine.frontend import as_sent, delayed
 from plimsoll.engine.lockstep import LockstepGroup
 from plimsoll.engine.lookahead import LookaheadReplica, can_look_ahead
 from plimsoll.engine.pipeline import PipelineReplica
+from plimsoll.engine.planned import PlannedReplica
 from plimsoll.engine.policy import Policy
+from plimsoll.engine.rank_group import RankGroup
 from plimsoll.engine.replica import INFINITE, Observer, Replica
 from plimsoll.engine.requests import Requests
 from plimsoll.engine.result import build_run
@@ -100,10 +104,17 @@ def simulate(
     Raises:
         UnknownNameError, InputError: the policy, the router or one of their options does not exist.
     """
+    if config.frontend_s:
+        behind = dataclasses.replace(config, frontend_s=0.0)
+        seen = delayed(workload, config.frontend_s)
+        run = simulate(seen, behind, model, seed=seed, duration_s=duration_s, observer=observer, members=members)
+        return as_sent(run, config.frontend_s)
     try:
-        return _simulate(workload, config, model, seed, duration_s, observer, members, patient=True)
+        run = _simulate(workload, config, model, seed, duration_s, observer, members, patient=True)
     except TooPatientError:
-        return _simulate(workload, config, model, seed, duration_s, observer, members, patient=False)
+        run = _simulate(workload, config, model, seed, duration_s, observer, members, patient=False)
+    kinds: Sequence[Member] = members or ((config, model),)
+    return with_bursts(run, [burst_draw(one) for kind, one in kinds for _ in range(kind.replicas)], seed)
 
 
 def _simulate(
@@ -127,16 +138,14 @@ def _simulate(
             raise InputError("members", config.policy, "an engine that has pools of its own makes its own replicas")
         engine_class = plugins.load_plugin(CLUSTERS, config.policy, "--engine")
         engine = cast(ClusterEngine, plugins.construct(engine_class, config.policy, config, config.options))
-        replicas = list(engine.replicas(requests, model, observer))
+        machines = engine.replicas(requests, model, observer)
         engine.run(arrivals, until_s)
-        return build_run(workload, requests, replicas, arrivals.sent_s, duration_s)
+        return build_run(workload, requests, machines, arrivals.sent_s, duration_s)
     router = _build_router(config, workload, seed)
     count = sum(kind.replicas for kind, _ in kinds)
-    eager: type[LookaheadReplica] | None = None
-    if count > 1 and (router.needs_state or arrivals.closed):
-        counts = patient and not arrivals.closed and getattr(router, "counts_requests", False)
-        eager = LazyReplica if counts else LookaheadReplica
-    replicas = []
+    counts = patient and not arrivals.closed and getattr(router, "counts_requests", False)
+    eager = count > 1 and (router.needs_state or arrivals.closed) and not counts
+    replicas: list[Replica] = []
     for kind, kind_model in kinds:
         for _ in range(kind.replicas):
             replicas.append(_build_replica(requests, kind, kind_model, len(replicas), observer, eager))
@@ -144,8 +153,10 @@ def _simulate(
         lane.number = number
     if arrivals.closed:
         _closed_loop(arrivals, replicas, router, requests, until_s)
+    elif counts and all(can_be_counted(replica) for replica in replicas):
+        _open_loop(arrivals, CountingFleet(replicas, requests, until_s), router, until_s)
     else:
-        _open_loop(arrivals, replicas, router, requests, until_s)
+        _open_loop(arrivals, Fleet(replicas, requests), router, until_s)
     return _shared_scale(build_run(workload, requests, replicas, arrivals.sent_s, duration_s), replicas)
 
 
@@ -163,7 +174,7 @@ def _build_replica(
     model: StepModel,
     number: int,
     observer: Observer | None,
-    eager: type[LookaheadReplica] | None,
+    eager: bool,
 ) -> Replica:
     policy_class = plugins.load_plugin(POLICIES, config.policy, "--engine")
 
@@ -172,13 +183,15 @@ def _build_replica(
 
     if config.ranks > 1:
         policies = [policy() for _ in range(config.ranks)]
-        if model.num_stages > 1 or any(_own_replica(one, requests, config, model, number) for one in policies):
-            remedy = "ranks that step together run plain engines: without pipeline stages, prefix cache and the like"
+        own = _own_replica(policies[0], requests, config, model, number)
+        if model.num_stages > 1 or not (own is None or isinstance(own, PlannedReplica)):
+            remedy = "ranks that step together run engines of vLLM V1's kind, without pipeline stages"
             raise InputError("--dp", config.ranks, remedy)
-        return LockstepGroup(requests, config, model, policies, number, observer)
+        kind = LockstepGroup if own is None else RankGroup
+        return kind(requests, config, model, policies, number, observer)
     replica = _one_engine(requests, config, model, policy(), number, observer)
-    if eager is not None and can_look_ahead(replica):
-        return eager(requests, config, model, replica.policy, number)
+    if eager and can_look_ahead(replica):
+        return LookaheadReplica(requests, config, model, replica.policy, number)
     return replica
 
 
@@ -264,15 +277,13 @@ def _policy_accepts(requests: Requests, config: EngineConfig) -> Any:
     return policy.accepts(requests, config)
 
 
-def _open_loop(arrivals: Arrivals, replicas: list[Replica], router: Router, requests: Requests, until_s: float) -> None:
+def _open_loop(arrivals: Arrivals, fleet: Fleet, router: Router, until_s: float) -> None:
+    replicas = fleet.replicas
     sent, times = arrivals.all_before(until_s)
-    fleet = Fleet(replicas, requests)
     if len(replicas) == 1:
         replicas[0].push(sent, times)
     elif router.needs_state:
-        for request, now_s in zip(sent, times, strict=True):
-            fleet.now_s = now_s
-            fleet.send(router.choose(fleet, request, now_s), request)
+        fleet.serve(router, sent, times)
     else:
         shares: list[tuple[list[int], list[float]]] = [([], []) for _ in replicas]
         for request, now_s in zip(sent, times, strict=True):

@@ -25,6 +25,7 @@ class EngineConfig:
         replicas: identical replicas.
         ranks: data-parallel attention ranks in a replica, which step together; blocks, seats and budget are one rank's.
         router: name of a file in ``engine/routers``, with options: ``prefix-aware,max_lead=16``.
+        frontend_s: seconds between a client's sending and the scheduler's first sight of a request.
         keep_step_log: whether to keep batch size, queue length and KV use over time.
     """
 
@@ -38,6 +39,7 @@ class EngineConfig:
     replicas: int = 1
     ranks: int = 1
     router: str = "round-robin"
+    frontend_s: float = 0.0
     keep_step_log: bool = False
 
     def __post_init__(self) -> None:
@@ -46,3 +48,5 @@ class EngineConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(name, value, "give a whole number of at least 1")
+        if not 0 <= self.frontend_s < float("inf"):
+            raise InputError("frontend_s", self.frontend_s, "give seconds of zero or more")

@@ -74,7 +74,7 @@ class Contents:
             return
         assert workload.prompt_block_offsets is not None
         assert workload.block_tokens is not None
-        id_tokens = workload.block_tokens
+        self._id_tokens = id_tokens = workload.block_tokens
         if id_tokens % block_size and block_size % id_tokens:
             remedy = f"the workload's content ids cover {id_tokens} tokens; give a divisor or a multiple of that"
             raise InputError("block_size", block_size, remedy)
@@ -90,6 +90,13 @@ class Contents:
         begin, end = int(self._offsets[request]), int(self._offsets[request + 1])
         ids = self._ids[begin + self._step - 1 : end : self._step].tolist()
         return Chain(ids, min(num_blocks, len(ids) * self._parts), self._parts, request)
+
+    def beginning(self, request: int, tokens: int) -> int | None:
+        """A number that is equal for prompts whose first `tokens` tokens are the same; None where that is not known."""
+        if not self.has_ids or self._prompt[request] < tokens:
+            return None
+        place = int(self._offsets[request]) + (tokens - 1) // self._id_tokens
+        return int(self._ids[place]) if place < self._offsets[request + 1] else None
 
 
 def _numbered(ids: Ints, offsets: Ints) -> Ints:

@@ -7,8 +7,18 @@ An engine of ``engine/clusters`` says who gets which request, what a machine wor
 they have in common. The first token lies in the lane of the prompt machine, the others in that of the token machine.
 
 The clock: a machine begins a step as soon as it can, and its results come at the step's end. At one instant come
-results first, then transfers, then arrivals, then new steps: first of machines with prompts, then of those without,
-since a run of decode steps may go on to the next thing that could concern it.
+results first, then transfers, then arrivals, then new steps.
+
+A machine that only decodes runs to its own next event at once: somebody's last token, a shortage of blocks. Where
+something that concerns it happens meanwhile (KV arrives, a prompt is sent there), its engine wakes it, and what was run
+past the step under way is taken back:
+
+    ends   |----|----|----|----|----|----|        a stretch, run ahead
+                      ^ KV arrives
+           |----|----|----|                       what is left of it; with the next step the new request decodes
+
+So a request costs what happens to it, and not what happens elsewhere. Steps are pure additions left to right: what is
+run again has the same bits.
 """
 
 from __future__ import annotations
@@ -16,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -24,7 +35,7 @@ from plimsoll.core.step import StepModel
 from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.policy import Chunk, Policy, StepPlan
-from plimsoll.engine.replica import INFINITE, NOBODY, Observer, Replica
+from plimsoll.engine.replica import NOBODY, Observer, Replica
 from plimsoll.engine.requests import Requests
 
 
@@ -79,8 +90,12 @@ class Machine(Replica):
         busy: whether a step is under way, up to `now_s`.
         link_free_s: when its end of the link has sent or received what was asked so far.
         computing: the prompts of the step under way.
-        calm: whether that step is one of decodes, of which nobody else will hear.
+        by_page: whether decodes take their blocks as they grow; else they were set aside for whole sequences.
+        stretch: the lane's first step of the decode steps under way; no step's number while others are.
+        room: free blocks before those steps, of which later ones leave less.
     """
+
+    by_page = False
 
     def __init__(
         self, requests: Requests, config: EngineConfig, model: StepModel, number: int, observer: Observer | None
@@ -89,9 +104,10 @@ class Machine(Replica):
             raise InfeasibleError("prefill and decode pools are simulated without pipeline stages yet", "engine")
         policy: Policy = _NoPolicy()
         super().__init__(requests, config, model, policy, number, observer)
-        self.busy = self.calm = False
+        self.busy = False
         self.link_free_s = 0.0
         self.computing: list[int] = []
+        self.stretch = self.room = 0
 
     def blocks(self, tokens: int) -> int:
         """KV blocks of so many tokens."""
@@ -100,35 +116,72 @@ class Machine(Replica):
     def begin_mixed(self, prompts: Sequence[int], now_s: float, extra_s: float = 0.0) -> None:
         """Begin a step of whole prompts and of everybody in the lane."""
         requests, lane = self.requests, self.lane
-        chunks: list[Chunk] = [(request, requests.prompt[request]) for request in prompts]
+        prompt, scheduled_s = requests.prompt, requests.scheduled_s
+        chunks: list[Chunk] = [(request, prompt[request]) for request in prompts]
         self.now_s = now_s
-        for request in prompts:
-            requests.scheduled_s[request] = now_s
+        tokens = twice_pairs = 0
+        for request, length in chunks:
+            scheduled_s[request] = now_s
+            tokens += length
+            twice_pairs += length * (length + 1)
         if self.observer is not None:
             self.observer.scheduled(self, StepPlan(chunks), now_s)
-        pairs, read = self._fold(chunks)
-        tokens = sum(tokens for _, tokens in chunks)
+        pairs, read = (twice_pairs // 2, 0) if self.plain_attention else self._fold(chunks)
         seconds = self.step_s(tokens, len(chunks), pairs, read, len(chunks), lane.num, lane.read) + extra_s
+        if self.by_page:
+            self.free_blocks -= lane.blocks_for(len(lane.ends), 1)
         self.now_s = now_s + seconds
         lane.mixed(self.now_s)
         self.computing = list(prompts)
+        self.stretch = len(lane.ends)
         self.busy = True
 
-    def begin_decodes(self, now_s: float, steps: int, until_s: float) -> int:
-        """Begin up to `steps` steps of the lane, the last of which begins before `until_s`; returns how many."""
-        begin = len(self.lane.ends)
+    def begin_decodes(self, now_s: float, steps: int, until_s: float) -> None:
+        """Begin up to `steps` steps of the lane, the last of which begins before `until_s`."""
+        lane = self.lane
+        steps, begin = min(steps, lane.steps_to_finish()), len(lane.ends)
+        self.stretch, self.room = begin, self.free_blocks
         if self.observer is not None:
             steps = 1
             self.observer.scheduled(self, StepPlan([]), now_s)
-        self.now_s = self.lane.decode(self.model, now_s, min(steps, self.lane.steps_to_finish()), until_s)
+        elif lane.crossings:  # what comes after one could not be taken back
+            steps = min(steps, max(1, lane.crossings[0][0] - begin - 1))
+        if self.by_page:
+            if steps > 1 and lane.blocks_for(begin, steps) > self.free_blocks:
+                steps = lane.steps_within(self.free_blocks, steps)
+            self.now_s = lane.decode(self.model, now_s, steps, until_s)
+            self.free_blocks -= lane.blocks_for(begin, len(lane.ends) - begin)
+        else:
+            self.now_s = lane.decode(self.model, now_s, steps, until_s)
         self.busy = True
-        return len(self.lane.ends) - begin
+
+    def next_end(self, now_s: float) -> int:
+        """The lane's step that is under way, or just over; of a machine that is busy."""
+        return bisect_left(self.lane.ends, now_s, self.stretch)
+
+    def runs_ahead(self) -> bool:
+        """Whether it is in the midst of several decode steps."""
+        return self.busy and len(self.lane.ends) > self.stretch + 1
+
+    def cut(self, now_s: float) -> None:
+        """Take back the steps of the stretch that have not begun before `now_s`."""
+        lane = self.lane
+        ends = lane.ends
+        kept = self.next_end(now_s) + 1
+        dropped = len(ends) - kept
+        if dropped > 0:
+            if self.by_page:
+                self.free_blocks += lane.blocks_for(kept, dropped)
+            del ends[kept:]
+            lane.read -= lane.grow * dropped
+            self.now_s = ends[-1]
 
     def end_step(self) -> tuple[list[int], list[int]]:
         """The step is over: returns the prompts it computed, and who got their last token from the lane."""
         computed, self.computing = self.computing, []
         self.busy = False
-        return computed, self.lane.take_finished()[0]
+        lane = self.lane
+        return computed, lane.take_finished()[0] if lane.due <= len(lane.ends) else []
 
     def stepped(self, finished: list[int]) -> None:
         """Say so to who watches."""
@@ -158,7 +211,7 @@ class Scheduler(Protocol):
     machines: list[Machine]
 
     def arrive(self, request: int, now_s: float, /) -> None:
-        """Choose who computes the prompt."""
+        """Choose who computes the prompt, and wake that machine."""
         ...
 
     def step_over(self, machine: Machine, now_s: float, /) -> list[int]:
@@ -166,77 +219,88 @@ class Scheduler(Protocol):
         ...
 
     def begin_step(self, machine: Machine, now_s: float, until_s: float, /) -> bool:
-        """Let a machine that is not busy begin a step (or decodes up to `until_s`), if it can."""
+        """Let a machine that is not busy begin a step, or decodes up to `until_s`, if it can.
+
+        If it cannot, it is not asked again before it is woken.
+        """
         ...
 
-    def only_decodes(self, machine: Machine, /) -> bool:
-        """Whether the machine could not begin with a prompt now."""
-        ...
-
-    def concerns_others(self, machine: Machine, /) -> bool:
-        """Whether the end of the machine's decode steps may concern other machines."""
+    def look_around(self, machine: Machine, now_s: float, /) -> None:
+        """A machine is between two steps of those that it runs ahead, as was asked for (`Clock.look_at`)."""
         ...
 
 
 class Clock:
-    """Runs the machines of a scheduler in order of time."""
+    """Runs the machines of a scheduler in order of time.
 
-    def __init__(self, closed: bool) -> None:
-        self._events: list[tuple[float, int, int, Callable[[float], None]]] = []
-        self._ends: list[tuple[float, int, Machine]] = []
+    Attributes:
+        ends: when a machine's step is over, or when it is to look around: (time, number). Entries may be out of date.
+        awake: machines that are to be asked for a step at this instant.
+    """
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[float, int]] = []
+        self.awake: set[int] = set()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
-        self._closed = closed
 
-    def at(self, time_s: float, action: Callable[[float], None]) -> None:
-        """Call `action` with the time, when it has come."""
+    def at(self, time_s: float, action: Callable[[], None]) -> None:
+        """Call `action` when the time has come."""
         self._count += 1
-        heapq.heappush(self._events, (time_s, 1, self._count, action))
+        heapq.heappush(self._events, (time_s, self._count, action))
+
+    def wake(self, machine: Machine, now_s: float) -> None:
+        """Something has happened that concerns a machine: let it act as soon as it can."""
+        if not machine.busy:
+            self.awake.add(machine.number)
+            return
+        end_s = machine.now_s
+        machine.cut(now_s)
+        if machine.now_s < end_s:
+            heapq.heappush(self.ends, (machine.now_s, machine.number))
+
+    def look_at(self, machine: Machine, time_s: float) -> None:
+        """Let a machine that runs ahead look around at a time at which one of its steps ends."""
+        heapq.heappush(self.ends, (time_s, machine.number))
 
     def run(self, scheduler: Scheduler, arrivals: Arrivals, until_s: float) -> None:
         """Serve everything, in steps that begin before `until_s`."""
-        machines = scheduler.machines
+        machines, ends, events, awake = scheduler.machines, self.ends, self._events, self.awake
         while True:
-            event_s = self._events[0][0] if self._events else INFINITE
-            end_s = self._ends[0][0] if self._ends else INFINITE
-            now_s = min(event_s, end_s, arrivals.next_s)
+            now_s = arrivals.next_s
+            if events and events[0][0] < now_s:
+                now_s = events[0][0]
+            if ends and ends[0][0] < now_s:
+                now_s = ends[0][0]
             if now_s >= until_s:
                 return
-            while self._ends and self._ends[0][0] == now_s:
-                machine = heapq.heappop(self._ends)[2]
-                self._take_results(scheduler, machine, arrivals, now_s)
-            while self._events and self._events[0][0] == now_s:
-                _, _, _, action = heapq.heappop(self._events)
-                action(now_s)
+            if ends and ends[0][0] == now_s:
+                self._end_steps(scheduler, arrivals, now_s)
+            while events and events[0][0] == now_s:
+                heapq.heappop(events)[2]()
             while arrivals.next_s == now_s:
                 scheduler.arrive(arrivals.take()[1], now_s)
-            idle = [machine for machine in machines if not machine.busy]
-            with_prompts = [machine for machine in idle if not scheduler.only_decodes(machine)]
-            for machine in with_prompts:
-                self._begin(scheduler, machine, now_s, now_s)
-            horizon_s = self._horizon_s(scheduler, arrivals)
-            for machine in idle:
-                if not machine.busy:
-                    self._begin(scheduler, machine, now_s, horizon_s)
+            if ends and ends[0][0] == now_s:  # of machines that were woken between two steps
+                self._end_steps(scheduler, arrivals, now_s)
+            turn = sorted(awake)
+            awake.clear()
+            for number in turn:
+                machine = machines[number]
+                if not machine.busy and scheduler.begin_step(machine, now_s, until_s):
+                    heapq.heappush(ends, (machine.now_s, machine.number))
 
-    def _take_results(self, scheduler: Scheduler, machine: Machine, arrivals: Arrivals, now_s: float) -> None:
-        finished = scheduler.step_over(machine, now_s)
-        machine.stepped(finished)
-        for _ in finished:
-            arrivals.answered(now_s)
-
-    def _begin(self, scheduler: Scheduler, machine: Machine, now_s: float, until_s: float) -> None:
-        if scheduler.begin_step(machine, now_s, until_s):
-            machine.calm = not (self._closed or machine.computing)
-            heapq.heappush(self._ends, (machine.now_s, machine.number, machine))
-
-    def _horizon_s(self, scheduler: Scheduler, arrivals: Arrivals) -> float:
-        """When something may happen next that concerns a machine that only decodes."""
-        horizon_s = arrivals.next_s
-        if self._events and self._events[0][0] < horizon_s:
-            horizon_s = self._events[0][0]
-        for machine in scheduler.machines:
-            if not machine.busy or machine.now_s >= horizon_s:
+    def _end_steps(self, scheduler: Scheduler, arrivals: Arrivals, now_s: float) -> None:
+        """Take the results of all steps that are over now, in order of the machines."""
+        ends = self.ends
+        while ends and ends[0][0] == now_s:
+            machine = scheduler.machines[heapq.heappop(ends)[1]]
+            if not machine.busy:
                 continue
-            if not machine.calm or scheduler.concerns_others(machine):  # asked now: a prompt may have come meanwhile
-                horizon_s = machine.now_s
-        return horizon_s
+            if machine.now_s != now_s:
+                scheduler.look_around(machine, now_s)
+                continue
+            finished = scheduler.step_over(machine, now_s)
+            machine.stepped(finished)
+            self.awake.add(machine.number)
+            for _ in finished:
+                arrivals.answered(now_s)

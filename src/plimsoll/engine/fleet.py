@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from plimsoll.engine.lazy import LazyReplica
-from plimsoll.engine.lockstep import LockstepGroup
+from plimsoll.engine.caching import CachingReplica
+from plimsoll.engine.lockstep import RanksTogether
 from plimsoll.engine.lookahead import LookaheadReplica
+from plimsoll.engine.planned import PlannedReplica
 from plimsoll.engine.requests import NEVER
 
 if TYPE_CHECKING:
     from plimsoll.core.workload import Workload
+    from plimsoll.engine.cluster import Router
     from plimsoll.engine.replica import Replica
     from plimsoll.engine.requests import Requests
 
@@ -35,10 +37,12 @@ class Fleet(Sequence["Replica"]):
         self._requests = requests
         self._loads = [0] * len(replicas)
         self._due_s = [math.inf] * len(replicas)
+        self._soonest_s = -math.inf
         self._known: list[int] | None = None
         self._sent_tokens = [0] * len(replicas)
-        self._fast_tokens = False
-        self._lazy = all(isinstance(replica, LazyReplica) for replica in self.replicas)
+        self._fast_tokens = self._enough = False
+        self._ahead: list[LookaheadReplica] = []
+        self._lows = [0] * len(replicas)  # of pending tokens
 
     def __len__(self) -> int:
         return len(self.replicas)
@@ -60,10 +64,10 @@ class Fleet(Sequence["Replica"]):
     def loads(self) -> list[int]:
         """For each replica the requests sent to it and not answered by `now_s`; not to be changed."""
         due_s, now_s = self._due_s, self.now_s
-        soonest_s = min(due_s)
-        while soonest_s <= now_s:
-            self._refresh(due_s.index(soonest_s))
-            soonest_s = min(due_s)
+        if min(due_s) <= now_s:
+            for number, time_s in enumerate(due_s):
+                if time_s <= now_s:
+                    self._refresh(number)
         return self._loads
 
     def load(self, number: int) -> int:
@@ -78,18 +82,40 @@ class Fleet(Sequence["Replica"]):
         A request counts with its prompt and the answer it is expected to get (predicted, else the maximum that the
         engine is told, else its true length), less what is in place or in the step under way; never below zero.
         """
-        known = self._known_tokens()
+        self._known_tokens()
         self.refresh()
         if not self._fast_tokens:
-            return [_slow_pending(replica, known, self.now_s) for replica in self.replicas]
-        now_s, sent = self.now_s, self._sent_tokens
-        return [
-            sent[k] - replica.done_tokens - replica.tokens_in_place(now_s)
-            for k, replica in enumerate(self.replicas)
-            if isinstance(replica, LookaheadReplica)
-        ]
+            return [self._slow_pending(replica) for replica in self.replicas]
+        return [low + one.tokens_ahead(self.now_s) for low, one in zip(self._lows, self._ahead, strict=True)]
+
+    def least_pending(self) -> int:
+        """The replica with the fewest `pending_tokens`; of several the first.
+
+        When the steps that were run ahead are over, a replica has at least so many tokens left as it will have then.
+        Who has more than another has now is not looked at closer.
+        """
+        self._known_tokens()
+        self.refresh()
+        if not self._fast_tokens:
+            pending = [self._slow_pending(replica) for replica in self.replicas]
+            return pending.index(min(pending))
+        lows, now_s = self._lows, self.now_s
+        chosen = lows.index(min(lows))
+        least = lows[chosen] + self._ahead[chosen].tokens_ahead(now_s)
+        for number, low in enumerate(lows):
+            if low < least or (low == least and number < chosen):
+                pending_tokens = low + self._ahead[number].tokens_ahead(now_s)
+                if pending_tokens < least or (pending_tokens == least and number < chosen):
+                    chosen, least = number, pending_tokens
+        return chosen
 
     # -- what the cluster does -------------------------------------------------------------------------------------
+
+    def serve(self, router: Router, sent: Iterable[int], times: Iterable[float]) -> None:
+        """Route arrivals, in order of time."""
+        for request, now_s in zip(sent, times, strict=True):
+            self.now_s = now_s
+            self.send(router.choose(self, request, now_s), request)
 
     def send(self, number: int, request: int) -> None:
         """Hand over an arrival."""
@@ -98,15 +124,13 @@ class Fleet(Sequence["Replica"]):
         self._loads[number] += 1
         if self._known is not None:
             self._sent_tokens[number] += self._known[request]
-        if self._lazy and cast(LazyReplica, replica).seen_to_end_s > now_s:
-            return
+            if self._fast_tokens:
+                self._note_low(number)
         self._due_s[number] = replica.now_s if replica.now_s > now_s else math.nextafter(now_s, math.inf)
 
     def finish(self, until_s: float) -> None:
         """Run everything that begins before `until_s`: nobody will look any more."""
         for replica in self.replicas:
-            if isinstance(replica, LazyReplica):
-                replica.patient = False
             replica.advance(until_s)
 
     def advanced(self, number: int) -> None:
@@ -118,26 +142,46 @@ class Fleet(Sequence["Replica"]):
         self.loads()
 
     def _refresh(self, number: int) -> None:
+        """Bring one replica up to `now_s`, and say when to look at it again: after that."""
         replica, now_s = self.replicas[number], self.now_s
         replica.advance(now_s)
         self._loads[number] = replica.outstanding(now_s)
-        if self._lazy and cast(LazyReplica, replica).seen_to_end_s > now_s:
-            self._due_s[number] = cast(LazyReplica, replica).seen_to_end_s
-        elif replica.now_s > now_s:
+        if self._fast_tokens:
+            self._note_low(number)
+        if replica.now_s > now_s:
             self._due_s[number] = replica.now_s
         else:
             self._due_s[number] = max(replica.next_step_s(), math.nextafter(now_s, math.inf))
+
+    def _note_low(self, number: int) -> None:
+        """What a replica has left when all is over that was run ahead."""
+        replica = self._ahead[number]
+        self._lows[number] = self._sent_tokens[number] - replica.done_tokens - replica.tokens_in_place()
+
+    def _slow_pending(self, replica: Replica) -> int:
+        """Counted anew: request by request, unless sums will do."""
+        known = self._known_tokens()
+        if isinstance(replica, RanksTogether):
+            coming = sum(known[request] for request in replica.sent[replica.num_arrived :])
+            return coming + sum(self._slow_pending(rank) for rank in replica.ranks)
+        pending = sum(map(known.__getitem__, replica.sent[replica.num_arrived :]))
+        pending += sum(map(known.__getitem__, replica.waiting))
+        if self._enough and type(replica) in (PlannedReplica, CachingReplica) and not replica.lane.windows:
+            in_place = replica.lane.read // replica.lane.full_weight - replica.lane.num
+            return pending + sum(map(known.__getitem__, replica.seated)) - in_place - sum(replica.prefilling.values())
+        ahead = replica.steps_ahead(self.now_s) if isinstance(replica, LookaheadReplica) else 0
+        return pending + sum(max(0, known[request] - _in_place(replica, request, ahead)) for request in replica.seated)
 
     def _known_tokens(self) -> list[int]:
         """For each request its expected tokens in the cache when it ends."""
         if self._known is None:
             requests = self._requests
             self._known = expected_tokens(requests.workload, requests.output)
-            enough = all(known >= final for known, final in zip(self._known, requests.final, strict=True))
+            self._enough = all(known >= final for known, final in zip(self._known, requests.final, strict=True))
             ahead = [replica for replica in self.replicas if isinstance(replica, LookaheadReplica)]
             # Sums suffice where nobody outlives what was expected of them, and nothing was sent before the first look.
-            if enough and len(ahead) == len(self.replicas) and not any(replica.sent for replica in ahead):
-                self._fast_tokens = True
+            if self._enough and len(ahead) == len(self.replicas) and not any(replica.sent for replica in ahead):
+                self._fast_tokens, self._ahead = True, ahead
                 for replica in ahead:
                     replica.known = self._known
         return self._known
@@ -151,17 +195,6 @@ def expected_tokens(workload: Workload, output: Sequence[int]) -> list[int]:
     expected = np.array(output, dtype=np.int64) if told is None else told
     tokens: list[int] = (workload.prompt_tokens + expected - 1).tolist()
     return tokens
-
-
-def _slow_pending(replica: Replica, known: Sequence[int], now_s: float) -> int:
-    """Request by request."""
-    if isinstance(replica, LockstepGroup):
-        coming = sum(known[request] for request in replica.sent[replica.num_arrived :])
-        return coming + sum(_slow_pending(rank, known, now_s) for rank in replica.ranks)
-    ahead = replica.steps_ahead(now_s) if isinstance(replica, LookaheadReplica) else 0
-    unseen = [*replica.sent[replica.num_arrived :], *replica.waiting]
-    pending: int = sum(known[request] for request in unseen)
-    return pending + sum(max(0, known[request] - _in_place(replica, request, ahead)) for request in replica.seated)
 
 
 def _in_place(replica: Replica, request: int, ahead: int) -> int:

@@ -79,12 +79,37 @@ class GeneralReplica(GeneralState):
 
     def _decode_run(self, plan: GeneralPlan, until_s: float) -> None:
         """A stretch of decode-only steps, to the next event."""
+        if self.observer is not None or self.moved_blocks or self.pad_rows:
+            self._special_decode_run(plan, until_s)
+            return
         lane, free = self.lane, self.free_blocks
         begin = len(lane.ends)
         steps = lane.steps_to_finish()
         if plan.holds < steps:
             steps = plan.holds
-        if self.observer is not None or self.moved_blocks:
+        if plan.until_s < until_s:
+            until_s = plan.until_s
+        if plan.wakes_on_arrival and self.next_arrival_s < until_s:
+            until_s = self.next_arrival_s
+        if lane is self.fixed:
+            steps = min(steps, (self.fixed.outgrow[0] >> KEY_BITS) - begin)
+            self.now_s = lane.decode(self.model, self.now_s, steps, until_s)
+        else:
+            if lane.hist[-begin % self.block_size] > free:
+                raise AssertionError(SHORT_OF_BLOCKS)
+            if steps > 1 and (steps // self.block_size + 1) * lane.num > free - plan.spare:
+                steps = lane.steps_within(max(free - plan.spare, 0), steps) or 1
+            self.now_s = lane.decode(self.model, self.now_s, steps, until_s)
+            self.free_blocks = free - lane.blocks_for(begin, len(lane.ends) - begin)
+        if lane.due <= len(lane.ends):
+            self._take_finished()
+
+    def _special_decode_run(self, plan: GeneralPlan, until_s: float) -> None:
+        """The same where somebody watches, blocks move in the first step, or rows of padding run along."""
+        lane, free, observer, pad_rows = self.lane, self.free_blocks, self.observer, self.pad_rows
+        begin = len(lane.ends)
+        steps = min(lane.steps_to_finish(), plan.holds)
+        if observer is not None or self.moved_blocks:
             steps = 1
         if lane is self.fixed:
             steps = min(steps, (self.fixed.outgrow[0] >> KEY_BITS) - begin)
@@ -94,41 +119,35 @@ class GeneralReplica(GeneralState):
             if steps > 1:
                 steps = lane.steps_within(max(free - plan.spare, 0), steps) or 1
         stop_s = min(until_s, plan.until_s)
-        if plan.wakes_on_arrival and self.next_arrival_s < stop_s:
-            stop_s = self.next_arrival_s
-        if self.observer is not None:
+        if plan.wakes_on_arrival:
+            stop_s = min(stop_s, self.next_arrival_s)
+        if observer is not None:
             self.free_blocks -= lane.blocks_for(begin, 1)
-            self.observer.scheduled(self, plan, self.now_s)
-            self.free_blocks += lane.blocks_for(begin, 1)
-        pad_rows = self.pad_rows
+            observer.scheduled(self, plan, self.now_s)
         if self.moved_blocks:
             seconds = self.step_s(0, 0, 0, 0, 0, lane.num + pad_rows, lane.read) + self._moving_s()
             self.now_s += seconds
             lane.mixed(self.now_s)
-        elif pad_rows:
+        else:
             lane.num += pad_rows
             self.now_s = lane.decode(self.model, self.now_s, steps, stop_s)
             lane.num -= pad_rows
-        else:
-            self.now_s = lane.decode(self.model, self.now_s, steps, stop_s)
         if lane is not self.fixed:
             self.free_blocks = free - lane.blocks_for(begin, len(lane.ends) - begin)
         if lane.due <= len(lane.ends):
             self._take_finished()
-        if self.observer is not None:
-            self.observer.stepped(self, list(self.last_finished), self.now_s)
+        if observer is not None:
+            observer.stepped(self, list(self.last_finished), self.now_s)
 
     def _chunk_step(self, plan: GeneralPlan) -> None:
         """One step with chunks: admit whom the plan lets in, take the memory, hand out the tokens."""
-        lane, size, now_s = self.lane, self.block_size, self.now_s
+        lane, now_s = self.lane, self.now_s
         together = plan.decode or not lane.num
         if plan.pad_prompt or plan.pass_tokens:
             had = [(request, chunk, self.prefilling.get(request, 0)) for request, chunk in plan.chunks]
         if self.layers != ((1, None),):
             folded = self._fold(plan.chunks)
-        if together:
-            self.free_blocks -= lane.hist[-len(lane.ends) % size]
-        tokens, pairs, read, complete = self._place(plan.chunks)
+        tokens, pairs, read, complete = self._place(plan.chunks, together)
         if self.free_blocks < 0:
             raise AssertionError(SHORT_OF_BLOCKS)
         if self.layers != ((1, None),):
@@ -152,9 +171,14 @@ class GeneralReplica(GeneralState):
         if self.observer is not None:
             self.observer.stepped(self, list(self.last_finished), now_s)
 
-    def _place(self, chunks: list[Chunk]) -> tuple[int, int, int, list[int]]:
-        """Memory and progress of chunks: new tokens, attention pairs, context read, and who is complete."""
+    def _place(self, chunks: list[Chunk], together: bool) -> tuple[int, int, int, list[int]]:
+        """Memory and progress of chunks: new tokens, attention pairs, context read, and who is complete.
+
+        With `together` the decodes take theirs too.
+        """
         prefilling, size, target = self.prefilling, self.block_size, self.requests.target
+        if together:
+            self.free_blocks -= self.lane.hist[-len(self.lane.ends) % size]
         tokens = twice_pairs = read = 0
         complete: list[int] = []
         for request, chunk in chunks:
@@ -211,13 +235,16 @@ class GeneralReplica(GeneralState):
 
         With `plan.fill` the steps go on after a finish, with a chunk that is longer by the decodes that are gone.
         """
-        if self.observer is not None or self.layers != ((1, None),) or plan.pass_tokens or not plan.decode:
+        if self.observer is not None or self.layers != ((1, None),) or plan.pass_tokens:
             self._chunk_step(plan)
             return
         request, chunk = plan.chunks[0]
         if request not in self.prefilling:
             self._admit(request)
             self.prefilling[request] = 0
+        if self.lane.num and not plan.decode:
+            self._lone_chunk_run(request, chunk, plan.holds, until_s)
+            return
         lane, size, step_s, by_page = self.lane, self.block_size, self.step_s, self.by_page
         ends, hist, have, now_s, holds = lane.ends, lane.hist, self.prefilling[request], self.now_s, plan.holds
         begin, seconds = len(ends), 0.0
@@ -252,12 +279,31 @@ class GeneralReplica(GeneralState):
         self.prefilling[request], self.now_s = have, now_s
         self.last_prefill_s, self.prefill_mark = seconds, len(ends)
 
+    def _lone_chunk_run(self, request: int, chunk: int, steps: int, until_s: float) -> None:
+        """As many chunks of one prompt, while all decodes wait."""
+        ends, have, now_s, step_s = self.prompt_lane.ends, self.prefilling[request], self.now_s, self.step_s
+        size, seconds = self.block_size, 0.0
+        pairs_of_chunk = chunk * (chunk + 1) // 2
+        for _ in range(steps):
+            if self.by_page:
+                self.free_blocks += -(have + chunk) // size - -have // size
+            seconds = step_s(chunk, 1, chunk * have + pairs_of_chunk, have, 0, 0, 0)
+            now_s += seconds
+            ends.append(now_s)
+            have += chunk
+            if now_s >= until_s:
+                break
+        if self.free_blocks < 0:
+            raise AssertionError(SHORT_OF_BLOCKS)
+        self.prefilling[request], self.now_s = have, now_s
+        self.last_prefill_s, self.prefill_mark = seconds, len(self.lane.ends)
+
     def _unusual(self, plan: GeneralPlan, until_s: float) -> None:
         """A step before which requests give up or get back memory, or in which some decodes wait."""
         lane = self.lane
         self.preempted, self.paused = plan.preempt, plan.pause
         for eviction in plan.evict:
-            self._evict(eviction)
+            self.evict(eviction)
         if any(request in self.running for request in self.outgrown):
             raise AssertionError("the policy lets requests decode that have filled their reservation")
         self.outgrown = []

@@ -53,11 +53,3 @@ class Buddy:
             place = min(place, buddy)
             order += 1
         insort(self._free[order], place)
-
-    def trial(self) -> Buddy:
-        """A copy on which to try out what would fit."""
-        copy = Buddy.__new__(Buddy)
-        copy.largest = self.largest
-        copy._free = [list(places) for places in self._free]
-        copy._taken = {}
-        return copy

@@ -35,6 +35,8 @@ def passes_s(
         decodes: their number and the tokens they read; they all go into the first pass.
     """
     target = replica.requests.target
+    if replica.plain_attention and not plan.pad_prompt:
+        return _plain_passes_s(replica, plan.pass_tokens, chunks, decodes)
     pieces: list[Piece] = []
     for request, chunk, have in chunks:
         complete = have + chunk >= target[request]
@@ -67,3 +69,29 @@ def _cut(pieces: list[Piece], most: int, num_decode: int) -> list[list[Piece]]:
             passes[-1].append((part, have, complete and part == chunk))
             chunk, have, room = chunk - part, have + part, room - part
     return passes
+
+
+def _plain_passes_s(
+    replica: GeneralReplica, most: int, chunks: list[tuple[int, int, int]], decodes: tuple[int, int]
+) -> float:
+    """`passes_s` where every layer attends to everything, in one go through the chunks."""
+    target, step_s = replica.requests.target, replica.step_s
+    seconds, room = 0.0, most - decodes[0]
+    tokens = count = twice_pairs = read = done = 0
+    for request, chunk, context in chunks:
+        have, left = context, chunk
+        while left:
+            if room <= 0:
+                seconds += step_s(tokens, count, twice_pairs // 2, read, done, *decodes)
+                tokens = count = twice_pairs = read = done = 0
+                decodes, room = (0, 0), most
+            part = left if left < room else room
+            tokens += part
+            count += 1
+            read += have
+            twice_pairs += part * (2 * have + part + 1)
+            have += part
+            left -= part
+            room -= part
+        done += have >= target[request]
+    return seconds + step_s(tokens, count, twice_pairs // 2, read, done, *decodes)

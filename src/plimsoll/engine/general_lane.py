@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Any
 
@@ -66,33 +66,33 @@ class FixedLane(Lane):
         return self.requests.final[request] - self.remaining(request)
 
 
-class SortedQueue:
+class SortedQueue(list[int]):
     """A queue of requests in the order of a key, ties by request number. Has what a deque has, as far as used."""
 
     def __init__(self, key: Callable[[int], Any]) -> None:
+        super().__init__()
         self.key = key
         self.items: list[tuple[Any, int]] = []
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[int]:
-        return (request for _, request in self.items)
-
-    def __getitem__(self, index: int) -> int:
-        return self.items[index][1]
-
     def append(self, request: int) -> None:
         """Put `request` where its key belongs."""
-        insort(self.items, (self.key(request), request))
+        item = (self.key(request), request)
+        place = bisect_left(self.items, item)
+        self.items.insert(place, item)
+        self.insert(place, request)
 
     appendleft = append
 
     def extend(self, requests: Iterable[int]) -> None:
         """Put several where they belong."""
         for request in requests:
-            insort(self.items, (self.key(request), request))
+            self.append(request)
+
+    def first_from(self, key: Any, low: int) -> int:
+        """The place of the first request, from place `low` on, whose key is `key` or comes after it."""
+        return bisect_left(self.items, (key,), low)
 
     def remove(self, request: int) -> None:
         """Take `request` out."""
-        del self.items[bisect_left(self.items, (self.key(request), request))]
+        place = bisect_left(self.items, (self.key(request), request))
+        del self.items[place], self[place]

@@ -8,6 +8,7 @@ a cost per event. It looks at (the *view*):
 
     waiting                     queue of request numbers: by arrival, or by the policy's `key`
     running                     requests that hold memory on the device, in order of admission
+    seated                      the same, but with pipeline stages those of all batches
     prefilling                  part-way prefills -> tokens in place
     swapped                     requests whose KV lies in host memory -> tokens of it
     outgrown                    decoding requests that have filled their reservation (memory ``fixed`` only): a plan
@@ -59,6 +60,7 @@ class GeneralPlan(StepPlan):
         spare: free blocks below which the plan stops holding.
         pad_prompt: if above 0, every chunk costs as much as one of so many tokens.
         pass_tokens: if above 0, the step is cut into forward passes of at most so many tokens, one after another.
+        evicted: who gave way while the plan was made (`GeneralState.evict`): only for those who watch.
         unusual: whether anybody moves or pauses.
     """
 
@@ -79,8 +81,9 @@ class GeneralPlan(StepPlan):
         spare: int = 0,
         pad_prompt: int = 0,
         pass_tokens: int = 0,
+        evicted: tuple[int, ...] = (),
     ) -> None:
-        preempt = tuple(request for request, _, _ in evict)
+        preempt = evicted + tuple(request for request, _, _ in evict)
         super().__init__([] if chunks is None else chunks, holds, wakes_on_arrival, preempt, pause, fill)
         self.decode = decode
         self.evict = evict
@@ -89,7 +92,7 @@ class GeneralPlan(StepPlan):
         self.spare = spare
         self.pad_prompt = pad_prompt
         self.pass_tokens = pass_tokens
-        self.unusual = bool(evict or swap_in or pause)
+        self.unusual = bool(preempt or swap_in or pause)
 
 
 class GeneralPolicy:
@@ -103,6 +106,8 @@ class GeneralPolicy:
         returns_together: in a static batch, whether a request's last token is handed out at the end of the batch.
         swap_block_s: seconds to move one block between device and host memory.
         keyed: whether the queue is ordered by `key`.
+        pipelined: whether it runs with pipeline stages, with a batch in flight for each of them. Then `running` are the
+            requests of the batch that is planned, and `seated` all who run.
     """
 
     memory = "prompt"
@@ -111,6 +116,7 @@ class GeneralPolicy:
     returns_together = False
     swap_block_s = 0.0
     keyed = False
+    pipelined = False
 
     def plan(self, view: GeneralState, /) -> GeneralPlan:
         """Say what the next step of the replica works on."""
@@ -140,10 +146,15 @@ class GeneralPolicy:
     def released(self, view: GeneralState, request: int, /) -> None:
         """A request has given its memory back."""
 
+    def entered(self, batch: int, /) -> None:
+        """With pipeline stages: the next plan, or the next results, are those of another batch."""
+
     def make_replica(
         self, requests: Requests, config: EngineConfig, model: StepModel, number: int, observer: Observer | None, /
     ) -> Replica:
         """The replica that runs this policy."""
         from plimsoll.engine.general import GeneralReplica
+        from plimsoll.engine.general_pipeline import GeneralPipeline
 
-        return GeneralReplica(requests, config, model, cast("Policy", self), number, observer)
+        kind = GeneralPipeline if model.num_stages > 1 and self.pipelined else GeneralReplica
+        return kind(requests, config, model, cast("Policy", self), number, observer)

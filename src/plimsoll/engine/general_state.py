@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Sequence
 from typing import cast
@@ -12,6 +13,7 @@ from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.general_lane import FixedLane, SortedQueue
 from plimsoll.engine.general_plan import Eviction, GeneralPolicy
 from plimsoll.engine.lane import Lane
+from plimsoll.engine.longest import lane_for
 from plimsoll.engine.policy import Policy
 from plimsoll.engine.replica import Observer, Replica
 from plimsoll.engine.requests import Requests
@@ -30,18 +32,18 @@ class GeneralState(Replica):
         observer: Observer | None = None,
     ) -> None:
         super().__init__(requests, config, model, policy, number, observer)
-        if model.num_stages > 1:
-            raise InputError("--pp", model.num_stages, f"the engine {config.policy} runs on one stage only")
         self.rules = rules = cast(GeneralPolicy, policy)
+        if model.num_stages > 1 and not rules.pipelined:
+            raise InputError("--pp", model.num_stages, f"the engine {config.policy} runs on one stage only")
         self.fixed: FixedLane = FixedLane(requests, 2 * number, config.block_size, self.layers)
         if rules.memory == "fixed":
             self.lane = self.fixed
         else:
-            self.lane = Lane(requests, 2 * number, config.block_size, self.layers)
+            self.lane = lane_for(model)(requests, 2 * number, config.block_size, self.layers)
         self.prompt_lane = Lane(requests, 2 * number + 1, config.block_size, self.layers)
         self.lanes = [self.lane, self.prompt_lane]
         if rules.keyed:
-            self.waiting = cast("deque[int]", SortedQueue(lambda request: rules.key(self, request)))
+            self.waiting = cast("deque[int]", SortedQueue(functools.partial(rules.key, self)))
         self.by_page = rules.memory == "pages"
         self.swapped: dict[int, int] = {}
         self.outgrown: list[int] = []
@@ -52,7 +54,8 @@ class GeneralState(Replica):
         self.kept: list[int] = []
         self.prefill_mark = 0
         self.last_prefill_s = 0.0
-        self.tells_policy = type(rules).admitted is not GeneralPolicy.admitted
+        self.tells_admitted = type(rules).admitted is not GeneralPolicy.admitted
+        self.tells_released = type(rules).released is not GeneralPolicy.released
 
     # -- what policies and routers may ask -------------------------------------------------------------------------
 
@@ -116,8 +119,13 @@ class GeneralState(Replica):
             self.free_blocks -= blocks
         elif not self.by_page:
             self.free_blocks += -requests.target[request] // self.block_size
-        if self.tells_policy:
+        if self.tells_admitted:
             self.rules.admitted(self, request)
+
+    def seat(self, request: int, cached: int = 0) -> None:
+        """Let the head of the queue run while the plan is still being made, with so many tokens in place."""
+        self._admit(request)
+        self.prefilling[request] = cached
 
     def _take_finished(self) -> None:
         """Let go of everybody whose last token the steps so far have brought."""
@@ -139,7 +147,7 @@ class GeneralState(Replica):
         running = self.running
         for request in finished:
             del running[request]
-        if self.tells_policy:
+        if self.tells_released:
             for request in finished:
                 self.rules.released(self, request)
         if not self.rules.static:
@@ -165,11 +173,11 @@ class GeneralState(Replica):
                     requests.slice_begin[request] = requests.last_step[request] = last
         self.last_finished, self.kept = self.kept, []
 
-    def _evict(self, eviction: Eviction) -> None:
+    def evict(self, eviction: Eviction) -> None:
         """Take a running request's memory: its KV is dropped, or moves to host memory."""
         request, mode, place = eviction
         requests, lane = self.requests, self.lane
-        self.free_blocks += self.held_blocks(request)
+        self._take_memory(request)
         cached = self.cached_tokens(request)
         if request in self.prefilling:
             assert mode == "recompute", "a part-way prefill cannot be swapped out"
@@ -183,7 +191,7 @@ class GeneralState(Replica):
         self.fixed.reserved.pop(request, None)
         del self.running[request]
         requests.preemptions[request] += 1
-        if self.tells_policy:
+        if self.tells_released:
             self.rules.released(self, request)
         if mode == "swap":
             self.swapped[request] = cached
@@ -196,6 +204,10 @@ class GeneralState(Replica):
             later = (at for at, other in enumerate(self.waiting) if other > request)
             self.waiting.insert(next(later, len(self.waiting)), request)
 
+    def _take_memory(self, request: int) -> None:
+        """Free the blocks of a running request."""
+        self.free_blocks += self.held_blocks(request)
+
     def _swap_in(self, request: int) -> None:
         """Bring a request's KV back from host memory, and let it decode from the next step on."""
         cached = self.swapped.pop(request)
@@ -206,7 +218,7 @@ class GeneralState(Replica):
         self.free_blocks -= blocks
         self.running[request] = None
         self.lane.resume(request, cached, self.requests.left[request])
-        if self.tells_policy:
+        if self.tells_admitted:
             self.rules.admitted(self, request)
 
     def _moving_s(self) -> float:

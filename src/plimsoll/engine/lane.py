@@ -72,7 +72,7 @@ class Lane:
         self.hist[(done - step) % self.block_size] += 1
         if self.windows:
             self._start_windows(request, done, key)
-        if key in self.stale:
+        if self.stale and key in self.stale:
             self.stale.remove(key)  # stopped and back in the same step: its old entries hold again
         else:
             heappush(self.finish, key)
@@ -126,7 +126,7 @@ class Lane:
         blocks = tokens = 0
         while heap[0] < limit:
             key = heappop(heap)
-            if key in stale:
+            if stale and key in stale:
                 stale.remove(key)
                 continue
             request = key & REQUEST_OF_KEY
@@ -204,6 +204,10 @@ class Lane:
             if self.crossings:
                 self.settle()
         return now_s
+
+    def longest(self) -> int:
+        """The longest decode, where a lane keeps it (see `plimsoll.engine.longest`); 0 where not."""
+        return 0
 
     def mixed(self, end_s: float) -> None:
         """Record one step that was more than decoding; every decoding request got its token in it."""

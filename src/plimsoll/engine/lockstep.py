@@ -82,8 +82,10 @@ class Rank(Replica):
         self.launched_s, self.complete = -1.0, []
 
 
-class LockstepGroup(Replica):
-    """To the cluster one replica; its lanes are those of the ranks, with the same step ends."""
+class RanksTogether(Replica):
+    """Ranks that step together, whatever they are: to the cluster one replica, whose lanes are those of the ranks."""
+
+    ranks: Sequence[Replica]
 
     def __init__(
         self,
@@ -96,9 +98,19 @@ class LockstepGroup(Replica):
     ) -> None:
         super().__init__(requests, config, model, policies[0], number, observer)
         plain = dataclasses.replace(config, keep_step_log=False)
-        self.ranks = [Rank(requests, plain, model, policy, number, observer) for policy in policies]
+        self.ranks = [self._make_rank(requests, plain, model, policy, observer) for policy in policies]
         self.lanes = [rank.lane for rank in self.ranks]
         self.num_blocks = sum(rank.num_blocks for rank in self.ranks)
+
+    def _make_rank(
+        self, requests: Requests, config: EngineConfig, model: StepModel, policy: Policy, observer: Observer | None
+    ) -> Replica:
+        """One rank."""
+        raise NotImplementedError
+
+    def _step(self, until_s: float) -> None:
+        """Run one step of all ranks, or a stretch of steps that ends with the first whose end reaches `until_s`."""
+        raise NotImplementedError
 
     # -- what routers ask ------------------------------------------------------------------------------------------
 
@@ -113,6 +125,10 @@ class LockstepGroup(Replica):
         if self._busy():
             return self.now_s
         return max(self.now_s, self.next_arrival_s)
+
+    def _next_begin_s(self) -> float:
+        """When a step that is planned now would begin."""
+        return self.now_s
 
     def _busy(self) -> bool:
         return any(rank.seated or rank.waiting for rank in self.ranks)
@@ -130,7 +146,7 @@ class LockstepGroup(Replica):
                     return
                 self.now_s = self.next_arrival_s
                 continue
-            if self.now_s >= until_s:
+            if self._next_begin_s() >= until_s:
                 return
             self._step(until_s)
             if self.log is not None:
@@ -143,7 +159,25 @@ class LockstepGroup(Replica):
         while self.waiting:
             request = self.waiting.popleft()
             rank = min(self.ranks, key=lambda rank: 4 * len(rank.waiting) + len(rank.seated))
-            rank.waiting.append(request)
+            rank.waiting.extend((request,))
+
+    def _write_group_log(self, log: tuple[array[float], array[int], array[int], array[int]]) -> None:
+        times, running, waiting, used = log
+        times.append(self.now_s)
+        running.append(sum(len(rank.seated) for rank in self.ranks))
+        waiting.append(sum(len(rank.waiting) for rank in self.ranks))
+        used.append(self.num_blocks - sum(rank.free_blocks for rank in self.ranks))
+
+
+class LockstepGroup(RanksTogether):
+    """Ranks that run plain engines: all lanes have the same step ends, and stretches of decodes cost one look."""
+
+    ranks: list[Rank]
+
+    def _make_rank(
+        self, requests: Requests, config: EngineConfig, model: StepModel, policy: Policy, observer: Observer | None
+    ) -> Rank:
+        return Rank(requests, config, model, policy, self.number, observer)
 
     def _step(self, until_s: float) -> None:
         """One step of all ranks, or a stretch of steps in which all of them only decode."""
@@ -208,7 +242,7 @@ class LockstepGroup(Replica):
         """Up to `steps` decode-only steps; any arrival ends them, as it may go to any rank."""
         stop_s = min(until_s, self.next_arrival_s)
         ways, now_s = len(self.ranks), self.now_s
-        busy = [rank.lane for rank in self.ranks if rank.lane.num]
+        busy = [(rank.lane, rank.model) for rank in self.ranks if rank.lane.num]
         idle = [rank.lane for rank in self.ranks if not rank.lane.num]
         idle_s = self.step_s(0, 0, 0, 0, 0, 0, 0) if idle else 0.0
         lines = [(0.0, 0.0, -1)] * len(busy)
@@ -216,15 +250,15 @@ class LockstepGroup(Replica):
         ends: array[float] = array("d")
         for _ in range(steps):
             slowest_s = idle_s
-            for k, lane in enumerate(busy):
+            for k, (lane, model) in enumerate(busy):
                 read = ways * lane.read
                 if read >= lines[k][2]:
-                    lines[k] = self.model.decode_line(ways * lane.num, read)
+                    lines[k] = model.decode_line(ways * lane.num, read)
                 base_s, per_token_s, _ = lines[k]
                 slowest_s = max(slowest_s, base_s + per_token_s * read)
             now_s += slowest_s
             ends.append(now_s)
-            for lane in busy:
+            for lane, _ in busy:
                 lane.mixed(now_s)
             if now_s >= stop_s:
                 break
@@ -234,10 +268,3 @@ class LockstepGroup(Replica):
             rank.free_blocks -= rank.lane.blocks_for(begin, len(ends))
             rank.now_s = now_s
         self.now_s = now_s
-
-    def _write_group_log(self, log: tuple[array[float], array[int], array[int], array[int]]) -> None:
-        times, running, waiting, used = log
-        times.append(self.now_s)
-        running.append(sum(len(rank.seated) for rank in self.ranks))
-        waiting.append(sum(len(rank.waiting) for rank in self.ranks))
-        used.append(self.num_blocks - sum(rank.free_blocks for rank in self.ranks))

@@ -87,11 +87,20 @@ class LookaheadReplica(Replica):
             return 0
         return max(0, num - bisect_left(ends, now_s, self.ahead_from) - 1)
 
-    def tokens_in_place(self, now_s: float) -> int:
-        """KV tokens of the running requests by `now_s`; those of a step under way count."""
+    def tokens_in_place(self) -> int:
+        """KV tokens of the running requests, when all is over that was run ahead."""
         lane = self.lane
-        decoded = lane.read // lane.full_weight - lane.num
-        return decoded + sum(self.prefilling.values()) - self.steps_ahead(now_s) * self.ahead_tokens
+        return lane.read // lane.full_weight - lane.num + sum(self.prefilling.values())
+
+    def tokens_ahead(self, now_s: float) -> int:
+        """How many of them were put in place in steps that do not begin before `now_s`."""
+        if self.now_s <= now_s:
+            return 0
+        ends = self.lane.ends
+        num = len(ends)
+        if num != self.ahead_to or num <= self.ahead_from:
+            return 0
+        return max(0, num - bisect_left(ends, now_s, self.ahead_from) - 1) * self.ahead_tokens
 
     def _take_finished(self) -> None:
         super()._take_finished()

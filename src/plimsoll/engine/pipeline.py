@@ -19,8 +19,8 @@ from collections import deque
 
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.lane import Lane
-from plimsoll.engine.policy import Policy
+from plimsoll.engine.longest import lane_for
+from plimsoll.engine.policy import Policy, StepPlan
 from plimsoll.engine.replica import NOBODY, Observer, Replica
 from plimsoll.engine.requests import NEVER, Requests
 
@@ -41,7 +41,8 @@ class PipelineReplica(Replica):
         self.members: list[dict[int, None]] = [{} for _ in range(stages)]
         super().__init__(requests, config, model, policy, number, observer)
         self.seated = {}
-        self.lanes = [Lane(requests, number * stages + k, config.block_size, self.layers) for k in range(stages)]
+        make_lane = lane_for(model)
+        self.lanes = [make_lane(requests, number * stages + k, config.block_size, self.layers) for k in range(stages)]
         self.stage_free_s = [0.0] * stages
         self.in_flight: deque[tuple[float, int, list[int]]] = deque()
         self.late_starts: dict[int, list[tuple[int, int, int]]] = {}
@@ -90,7 +91,7 @@ class PipelineReplica(Replica):
         for request in plan.preempt:
             self._preempt(request)
         if not plan.chunks and self.lane.num == len(plan.pause):
-            return bool(plan.preempt) and self._launch_empty()
+            return bool(plan.preempt) and self._launch_empty(plan)
         paused = [(request, self.cached_tokens(request), self.lane.remaining(request)) for request in plan.pause]
         for request, cached, _ in paused:
             self._end_slice(request)
@@ -125,6 +126,7 @@ class PipelineReplica(Replica):
             in_flight.popleft()
             lane.mixed(end_s)
             free -= need
+            self.lane = lane  # of which a step model may want to know the longest decode
             seconds = step_s(0, 0, 0, 0, 0, lane.num, lane.read)
             begin_s = end_s
             for stage, free_s in enumerate(stage_free_s):
@@ -141,8 +143,10 @@ class PipelineReplica(Replica):
             begin_s = self.stage_free_s[stage] = max(begin_s, free_s) + seconds
         self.in_flight.append((begin_s, self.index, complete))
 
-    def _launch_empty(self) -> bool:
+    def _launch_empty(self, plan: StepPlan) -> bool:
         """A batch of nobody, after somebody evicted themselves: the scheduler has run for nothing."""
+        if self.observer is not None:
+            self.observer.scheduled(self, plan, self.now_s)
         self.in_flight.append((self.now_s + self.step_s(0, 0, 0, 0, 0, 0, 0), self.index, []))
         self.late_starts[self.index] = []
         return True

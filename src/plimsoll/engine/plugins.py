@@ -5,9 +5,11 @@ The class of a file is the one named like it: ``vllm_v1.py`` holds ``VllmV1``.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping
@@ -20,8 +22,15 @@ from plimsoll.core.errors import InputError, UnknownNameError
 
 def list_plugins(package: str) -> tuple[str, ...]:
     """Names of all plug-ins in a package, as users write them (``vllm-v1``)."""
-    folder = importlib.import_module(package).__path__
-    return tuple(sorted(info.name.replace("_", "-") for info in pkgutil.iter_modules(folder)))
+    folders = tuple(importlib.import_module(package).__path__)
+    return _listed(folders, tuple(os.stat(folder).st_mtime_ns for folder in folders))
+
+
+@functools.lru_cache(maxsize=64)
+def _listed(folders: tuple[str, ...], changed_ns: tuple[int, ...]) -> tuple[str, ...]:
+    """What lies in the folders, read again when one of them changed: a search asks some thousand times."""
+    del changed_ns
+    return tuple(sorted(info.name.replace("_", "-") for info in pkgutil.iter_modules(folders)))
 
 
 def load_plugin(package: str, name: str, field: str) -> type:

@@ -13,6 +13,10 @@ What it may look at is the read side of `plimsoll.engine.replica.Replica`:
 
 `prefilling` maps a part-way prefill to its tokens in place; a prefill leaves it in the step that ends the prompt.
 
+A policy with a true attribute `in_turn` promises that it lets requests in strictly from the head of the queue, that its
+plans change nothing, and that they do not depend on how many wait: then an arrival behind somebody whom a plan leaves
+waiting would not have changed that plan, and a cluster may run the replica ahead (`plimsoll.engine.counting`).
+
 A policy that needs another kind of replica has a method `make_replica(requests, config, model, number, observer)`,
 which returns one, or None for the usual one.
 
@@ -49,7 +53,7 @@ class StepPlan:
     The replica is done with a plan before it asks for the next, so a policy may hand out the same object again.
     """
 
-    __slots__ = ("chunks", "fill", "holds", "interrupts", "pause", "preempt", "wakes_on_arrival")
+    __slots__ = ("chunks", "fill", "holds", "interrupts", "pause", "preempt", "then_fill", "wakes_on_arrival")
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class StepPlan:
         preempt: tuple[int, ...] = (),
         pause: tuple[int, ...] = (),
         fill: int = 0,
+        then_fill: int = 0,
     ) -> None:
         self.chunks = chunks
         self.holds = holds
@@ -66,6 +71,7 @@ class StepPlan:
         self.preempt = preempt
         self.pause = pause
         self.fill = fill
+        self.then_fill = then_fill
         self.interrupts = bool(preempt or pause)
 
 

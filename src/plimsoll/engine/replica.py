@@ -7,105 +7,22 @@ arrival at the very start of a step is seen by it.
 
 from __future__ import annotations
 
-from array import array
-from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from plimsoll.core.step import ChunkLine
+from plimsoll.engine.policy import StepPlan
+from plimsoll.engine.replica_state import INFINITE, NOBODY, Observer, ReplicaState, window_pairs
 
-from plimsoll.core.step import StepModel
-from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.lane import Lane
-from plimsoll.engine.policy import Chunk, Policy, StepPlan
-from plimsoll.engine.requests import NEVER, Requests
+__all__ = ["INFINITE", "NOBODY", "SHORT_OF_BLOCKS", "Observer", "Replica", "window_pairs"]
 
-INFINITE = float("inf")
-NOBODY: tuple[int, ...] = ()
 SHORT_OF_BLOCKS = "the policy planned a step that its blocks do not suffice for"
+NO_CHUNK_LINE: ChunkLine = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1)
 
 
-class Observer(Protocol):
-    """Watches every single step, at the price of speed: for recorded schedules and traces."""
+class Replica(ReplicaState):
+    """The clock and the steps of one replica."""
 
-    def scheduled(self, replica: Replica, plan: StepPlan, begin_s: float) -> None:
-        """Called when a step's memory is taken, before its results are."""
-        ...
-
-    def stepped(self, replica: Replica, finished: list[int], end_s: float) -> None:
-        """Called after a step, with the requests that got their last token in it."""
-        ...
-
-
-class Replica:
-    """The state of one replica. Policies read it (see `plimsoll.engine.policy`); only its own methods write it."""
-
-    def __init__(
-        self,
-        requests: Requests,
-        config: EngineConfig,
-        model: StepModel,
-        policy: Policy,
-        number: int = 0,
-        observer: Observer | None = None,
-    ) -> None:
-        self.requests = requests
-        self.config = config
-        self.model = model
-        self.step_s = model.step_s
-        self.policy = policy
-        self.number = number
-        self.observer = observer
-        self.block_size = config.block_size
-        self.num_blocks = self.free_blocks = config.num_blocks
-        self.layers = model.attention_layers
-        self.plain_attention = self.layers == ((1, None),)
-        self.lane = Lane(requests, number, config.block_size, self.layers)
-        self.lanes = [self.lane]
-        self.waiting: deque[int] = deque()
-        self.running: dict[int, None] = {}
-        self.seated = self.running
-        self.prefilling: dict[int, int] = {}
-        self.sent: list[int] = []
-        self.sent_s: list[float] = []
-        self.num_arrived = 0
-        self.next_arrival_s = INFINITE
-        self.now_s = 0.0
-        self.last_finished: Sequence[int] = NOBODY
-        self.preempted: tuple[int, ...] = ()
-        self.paused: tuple[int, ...] = ()
-        self.pipelined = model.num_stages > 1
-        self.log: tuple[array[float], array[int], array[int], array[int]] | None = None
-        if config.keep_step_log:
-            self.log = (array("d"), array("q"), array("q"), array("q"))
-
-    # -- what policies and routers may ask -------------------------------------------------------------------------
-
-    def cached_tokens(self, request: int) -> int:
-        """KV tokens in place of a running request."""
-        if request in self.prefilling:
-            return self.prefilling[request]
-        return self.requests.final[request] - self.lane.remaining(request)
-
-    def held_blocks(self, request: int) -> int:
-        """KV blocks that a running request holds."""
-        return -(-self.cached_tokens(request) // self.block_size)
-
-    def outstanding(self, now_s: float) -> int:
-        """Requests sent here and not answered by `now_s`. A step under way has not answered anybody yet."""
-        unseen = len(self.last_finished) if self.now_s > now_s else 0
-        return len(self.sent) - self.num_arrived + len(self.waiting) + len(self.seated) + unseen
+    __slots__ = ()
 
     # -- the clock -------------------------------------------------------------------------------------------------
-
-    def push(self, requests: Sequence[int], arrival_s: Sequence[float]) -> None:
-        """Hand over requests, in order of arrival and after those handed over before."""
-        if not requests:
-            return
-        column, number = self.requests.replica, self.number
-        for request in requests:
-            column[request] = number
-        self.sent.extend(requests)
-        self.sent_s.extend(arrival_s)
-        self.next_arrival_s = self.sent_s[self.num_arrived]
 
     def next_step_s(self) -> float:
         """Start of the next step, if nobody else arrives; infinite when there is nothing to do."""
@@ -116,7 +33,8 @@ class Replica:
     def advance(self, until_s: float, stop_at_finish: bool = False) -> None:
         """Run every step that starts before `until_s`; with `stop_at_finish` only up to one in which a request ends."""
         plan_step, lane, running, waiting = self.policy.plan, self.lane, self.running, self.waiting
-        attended = stop_at_finish or self.log is not None
+        target, prefilling = self.requests.target, self.prefilling
+        attended = stop_at_finish or self.log is not None or self.observer is not None
         while True:
             now_s = self.now_s
             if self.next_arrival_s <= now_s:
@@ -137,6 +55,11 @@ class Replica:
                     self._part_way_steps(plan, until_s, attended)
                 else:
                     self._mixed_step(plan)
+                    if plan.then_fill and not attended and (request := plan.chunks[-1][0]) in prefilling:
+                        left, chunk = target[request] - prefilling[request], plan.then_fill - lane.num
+                        if 0 < chunk < left and self.now_s < until_s:
+                            self.last_finished = NOBODY
+                            self._run_chunks(request, chunk, (left - 1) // chunk, plan.then_fill, until_s, False)
             elif lane.num:
                 self._decode(plan, until_s)
             else:
@@ -146,18 +69,6 @@ class Replica:
                     self._write_log()
                 if stop_at_finish and self.last_finished:
                     return
-
-    def _take_arrivals(self) -> None:
-        times, now_s = self.sent_s, self.now_s
-        begin = end = self.num_arrived
-        try:
-            while times[end] <= now_s:
-                end += 1
-            self.next_arrival_s = times[end]
-        except IndexError:  # that was the last of all
-            self.next_arrival_s = INFINITE
-        self.waiting.extend(self.sent[begin:end])
-        self.num_arrived = end
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -194,7 +105,8 @@ class Replica:
         size, requests = self.block_size, self.requests
         target = requests.target
         folded = None if self.plain_attention else self._fold(chunks)
-        free = self.free_blocks - lane.hist[-len(lane.ends) % size]
+        step = len(lane.ends)
+        free = self.free_blocks - lane.hist[-step % size]
         tokens = twice_pairs = read = 0
         complete: list[int] = []
         for request, chunk in chunks:
@@ -236,7 +148,7 @@ class Replica:
             lane.settle()
         for request in complete:
             lane.start(request, target[request], requests.left[request] - 1)
-        if lane.due <= len(lane.ends):
+        if lane.due <= step + 1:
             self._take_finished()
         if self.observer is not None:
             self.observer.stepped(self, list(self.last_finished), now_s)
@@ -257,34 +169,48 @@ class Replica:
         if request not in self.prefilling:
             self._admit(request)
             self.prefilling[request] = 0
-        lane, size, step_s, plain = self.lane, self.block_size, self.step_s, self.plain_attention
+        begin = len(self.lane.ends)
+        self._run_chunks(request, chunk, plan.holds, plan.fill, until_s, stop_at_finish)
+        if len(self.lane.ends) == begin:
+            raise AssertionError(SHORT_OF_BLOCKS)
+
+    def _run_chunks(
+        self, request: int, chunk: int, holds: int, fill: int, until_s: float, stop_at_finish: bool
+    ) -> None:
+        """Up to `holds` steps with a chunk of one prompt each, as far as there are blocks.
+
+        With `fill` they go on after a finish, with a chunk that is longer by the decodes that are gone.
+        """
+        lane, size = self.lane, self.block_size
         ends, hist, crossings = lane.ends, lane.hist, lane.crossings
-        have, now_s, holds = self.prefilling[request], self.now_s, plan.holds
+        have, now_s = self.prefilling[request], self.now_s
         free = self.free_blocks - -have // size  # as if this prompt held none
-        step = begin = len(ends)
+        step = len(ends)
         while holds:
-            num, read = lane.num, lane.read
+            read, grow = lane.read, lane.grow
             pairs_of_chunk = chunk * (chunk + 1) // 2
             last = step + holds
             if lane.due < last:
                 last = lane.due
+            line = self.chunk_lines.get((chunk, lane.num)) or self._new_chunk_line(chunk)
+            fixed_s, prompt_s, pair_s, context_s, base_s, slope_s, below = line
             while step < last:
                 free -= hist[-step % size]
                 if free < -(-(have + chunk) // size):
-                    if step == begin:
-                        raise AssertionError(SHORT_OF_BLOCKS)
                     free += hist[-step % size]
                     break
-                if plain:
-                    now_s += step_s(chunk, 1, chunk * have + pairs_of_chunk, have, 0, num, read)
+                if read < below:
+                    prompt = prompt_s + pair_s * (chunk * have + pairs_of_chunk) + context_s * have
+                    now_s += fixed_s + prompt + (base_s + slope_s * read)
                 else:
-                    now_s += step_s(chunk, 1, *self._fold([(request, chunk)], have), 0, num, read)
+                    now_s += self._chunk_s(request, chunk, have, read)
                 ends.append(now_s)
                 step += 1
                 have += chunk
-                read += lane.grow
+                read += grow
                 if crossings:
                     lane.settle()
+                    grow = lane.grow
                 if now_s >= until_s:
                     break
             lane.read = read
@@ -293,14 +219,28 @@ class Replica:
             self.free_blocks = free + -have // size
             self._take_finished()
             free = self.free_blocks - -have // size
-            if stop_at_finish or not plan.fill or now_s >= until_s:
+            if stop_at_finish or not fill or now_s >= until_s:
                 break
-            chunk = plan.fill - lane.num
+            chunk = fill - lane.num
             holds = (self.requests.target[request] - have - 1) // chunk
             if holds:
                 self.last_finished = NOBODY  # they are seen by the end of the next step
         self.free_blocks = free + -have // size
         self.prefilling[request], self.now_s = have, now_s
+
+    def _chunk_s(self, request: int, chunk: int, have: int, read: int) -> float:
+        """Seconds of one step with a part-way chunk behind `have` tokens, beside decodes that read `read` tokens."""
+        if self.plain_attention:
+            folded = chunk * have + chunk * (chunk + 1) // 2, have
+        else:
+            folded = self._fold([(request, chunk)], have)
+        return self.step_s(chunk, 1, *folded, 0, self.lane.num, read)
+
+    def _new_chunk_line(self, chunk: int) -> ChunkLine:
+        """The line of such steps with as many decodes as there are now; one that holds nowhere where there is none."""
+        line = NO_CHUNK_LINE if self.chunk_line is None else self.chunk_line(chunk, self.lane.num, 0)
+        self.chunk_lines[chunk, self.lane.num] = line
+        return line
 
     def _empty_step(self, plan: StepPlan) -> None:
         if self.observer is not None:
@@ -328,73 +268,3 @@ class Replica:
         for request, cached, remaining in paused:
             self.lane.resume(request, cached, remaining)
         self.preempted = self.paused = ()
-
-    # -- the life of a request -------------------------------------------------------------------------------------
-
-    def _admit(self, request: int) -> None:
-        if self.waiting[0] == request:
-            self.waiting.popleft()
-        else:
-            self.waiting.remove(request)
-        self.running[request] = None
-        if not self.requests.preemptions[request]:
-            self.requests.scheduled_s[request] = self.now_s
-
-    def _take_finished(self) -> None:
-        """Let go of everybody whose last token the steps so far have brought."""
-        self.last_finished, blocks = self.lane.take_finished()
-        self.free_blocks += blocks
-        for request in self.last_finished:
-            del self.running[request]
-
-    def _preempt(self, request: int) -> None:
-        requests = self.requests
-        self.free_blocks += self.held_blocks(request)
-        if request in self.prefilling:
-            del self.prefilling[request]
-        else:
-            cached = self.cached_tokens(request)
-            requests.left[request] = self.lane.remaining(request)
-            requests.target[request] = requests.prompt[request] + requests.output[request] - requests.left[request]
-            self._end_slice(request)
-            self.lane.stop(request, cached)
-        del self.running[request]
-        requests.preemptions[request] += 1
-        self.waiting.appendleft(request)
-
-    def _end_slice(self, request: int) -> None:
-        begin, end = self.requests.slice_begin[request], len(self.lane.ends)
-        if begin < end:
-            self.requests.early_slices.append((request, self.lane.number, begin, end))
-        self.requests.slice_begin[request] = NEVER
-
-    # -- attention windows -----------------------------------------------------------------------------------------
-
-    def _fold(self, chunks: list[Chunk], part_way: int = 0) -> tuple[int, int]:
-        """Attention pairs and context read of the chunks of a step, folded over the attention windows of prefills."""
-        layers = getattr(self.model, "prefill_attention_layers", self.layers)
-        pairs = read = 0
-        for request, chunk in chunks:
-            have = part_way or self.prefilling.get(request, 0)
-            for weight, window in layers:
-                pairs += weight * window_pairs(chunk, have, window)
-                read += weight * (have if window is None else min(have, window))
-        return pairs, read
-
-    def _write_log(self) -> None:
-        assert self.log is not None
-        times, running, waiting, used = self.log
-        times.append(self.now_s)
-        running.append(len(self.seated))
-        waiting.append(len(self.waiting))
-        used.append(self.num_blocks - self.free_blocks)
-
-
-def window_pairs(chunk: int, context: int, window: int | None) -> int:
-    """Attention pairs of `chunk` new tokens after `context`: the sum of ``min(position, window)`` over positions."""
-    if window is None or context + chunk <= window:
-        return chunk * context + chunk * (chunk + 1) // 2
-    if context >= window:
-        return chunk * window
-    free = window - context
-    return free * context + free * (free + 1) // 2 + (chunk - free) * window

@@ -130,12 +130,14 @@ class Efficiency:
     Attributes:
         family: coefficients.
         error_frac: expected relative error of an operator's time (median), wider the further the family.
+        borrowed_error_frac: of it, what borrowing a neighbour's coefficients costs; 0 where the GPU was measured.
         source: `MODELLED`, or `ASSUMED` where the family is of another vendor.
         reason: one line on the choice.
     """
 
     family: Family
     error_frac: float
+    borrowed_error_frac: float
     source: Source
     reason: str
 
@@ -208,7 +210,11 @@ def find_efficiency(gpu: Accelerator) -> Efficiency:
     for family in families.values():
         if names & {_plain(name) for name in family.accelerators}:
             return Efficiency(
-                family=family, error_frac=family.error_frac, source=Source.MODELLED, reason=f"measured on {family.name}"
+                family=family,
+                error_frac=family.error_frac,
+                borrowed_error_frac=0.0,
+                source=Source.MODELLED,
+                reason=f"measured on {family.name}",
             )
     same = [family for family in families.values() if family.architecture == gpu.architecture]
     same.sort(key=lambda family: (family.segment != gpu.segment, family.name))
@@ -228,6 +234,7 @@ def find_efficiency(gpu: Accelerator) -> Efficiency:
     return Efficiency(
         family=family,
         error_frac=max(family.error_frac, wider),
+        borrowed_error_frac=wider,
         source=source,
         reason=f"no measurements of {gpu.id}: coefficients of {family.name}",
     )

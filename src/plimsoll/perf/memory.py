@@ -36,6 +36,10 @@ _OTHER_TP = (1, 2, 4, 8, 16, 32)
 _OTHER_PRECISIONS = ("fp8", "int4")
 
 
+DEFAULT_SHARE = 0.9
+"""Of the GPU's memory: what a remedy may suggest where less was given."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryAssumptions:
     """What the sizing needs beside the deployment.
@@ -175,16 +179,9 @@ def kv_capacity(
     resolved = default_settings(engine, gpu, settings, model, parallelism).settings
     case = _Case(engine, model, gpu, parallelism, precision, kv_precision, resolved)
     expected = assumed.expected_sequence_tokens or min(DEFAULT_EXPECTED_TOKENS, resolved.max_model_len or 1)
-    ranks, given_blocks = case.ranks(), settings.num_kv_blocks
-    worst = min(ranks, key=lambda rank: rank.num_blocks(expected, resolved.block_size))
+    given_blocks = settings.num_kv_blocks
+    worst, num_blocks, largest = case.blocks(expected, given_blocks)
     block_bytes = worst.block_bytes(expected, resolved.block_size)
-    if given_blocks is None:
-        num_blocks = max(0, int(worst.kv_bytes // block_bytes))
-        largest = _largest_max_model_len(ranks, model, resolved)
-    else:
-        num_blocks = given_blocks // parallelism.dp
-        worst = dataclasses.replace(worst, kv_bytes=num_blocks * block_bytes)
-        largest = min(model.max_position, max(0, num_blocks - 1) * resolved.block_size)
     max_model_len = resolved.max_model_len or model.max_position
     if largest > 0 and assumed.shrink_max_model_len and settings.max_model_len is None:
         # A sequence of every block would need the null block too: vLLM starts with it, and then rejects it.
@@ -223,63 +220,62 @@ class _Case:
     settings: EngineSettings
 
     def ranks(self) -> list[_Rank]:
-        return _ranks(
-            self.engine, self.model, self.gpu, self.parallelism, self.precision, self.kv_precision, self.settings
-        )
+        """The GPUs of each pipeline stage; those of one stage are alike."""
+        engine, model, cut, settings = self.engine, self.model, self.parallelism, self.settings
+        if self.kv_precision not in KV_ELEMENT_BYTES:
+            raise InputError("kv_precision", self.kv_precision, f"write one of {', '.join(KV_ELEMENT_BYTES)}")
+        element_bytes = KV_ELEMENT_BYTES[self.kv_precision]
+        runtime = engine.memory.runtime_bytes
+        if cut.num_gpus > 1:
+            runtime += engine.memory.runtime_parallel_bytes
+        ranks = []
+        for stage, num_layers in enumerate(stage_layers(model.num_layers, cut.pp)):
+            share = num_layers / model.num_layers
+            weights = stage_weight_bytes(model, self.precision, cut, stage)
+            activations = activation_peak_bytes(engine, model, cut, settings, stage)
+            graphs = graph_bytes(engine, self.gpu, num_layers, settings)
+            full = 0.0
+            windows: dict[int, float] = {}
+            for layers in kv_layers(model):
+                heads = math.ceil(layers.num_kv_heads / cut.tp) / layers.num_kv_heads
+                token_bytes = (
+                    share
+                    * layers.count
+                    * (layers.elements_per_token * heads * element_bytes + layers.fixed_bytes_per_token)
+                )
+                if layers.window is None:
+                    full += token_bytes
+                else:
+                    windows[layers.window] = windows.get(layers.window, 0.0) + token_bytes
+            ranks.append(
+                _Rank(
+                    weight_bytes=weights,
+                    activation_bytes=activations,
+                    runtime_bytes=runtime,
+                    graph_bytes=graphs,
+                    kv_bytes=_available(engine, self.gpu, settings, weights, activations + runtime + graphs),
+                    full_token_bytes=full,
+                    window_token_bytes=tuple(sorted(windows.items())),
+                    state_bytes=share * state_bytes_per_sequence(model) / cut.tp,
+                )
+            )
+        return ranks
 
     def fits(self, max_model_len: int) -> bool:
         budget, block_size = self.settings.max_num_batched_tokens or 1, self.settings.block_size
         return all(rank.sequence_bytes(max_model_len, block_size, budget) <= rank.kv_bytes for rank in self.ranks())
 
-
-def _ranks(
-    engine: EngineFacts,
-    model: ModelSpec,
-    gpu: Accelerator,
-    parallelism: Parallelism,
-    precision: str,
-    kv_precision: str,
-    settings: EngineSettings,
-) -> list[_Rank]:
-    """The GPUs of each pipeline stage; those of one stage are alike."""
-    if kv_precision not in KV_ELEMENT_BYTES:
-        raise InputError("kv_precision", kv_precision, f"write one of {', '.join(KV_ELEMENT_BYTES)}")
-    element_bytes = KV_ELEMENT_BYTES[kv_precision]
-    runtime = engine.memory.runtime_bytes
-    if parallelism.num_gpus > 1:
-        runtime += engine.memory.runtime_parallel_bytes
-    ranks = []
-    for stage, num_layers in enumerate(stage_layers(model.num_layers, parallelism.pp)):
-        share = num_layers / model.num_layers
-        weights = stage_weight_bytes(model, precision, parallelism, stage)
-        activations = activation_peak_bytes(engine, model, parallelism, settings, stage)
-        graphs = graph_bytes(engine, gpu, num_layers, settings)
-        full = 0.0
-        windows: dict[int, float] = {}
-        for layers in kv_layers(model):
-            heads = math.ceil(layers.num_kv_heads / parallelism.tp) / layers.num_kv_heads
-            token_bytes = (
-                share
-                * layers.count
-                * (layers.elements_per_token * heads * element_bytes + layers.fixed_bytes_per_token)
-            )
-            if layers.window is None:
-                full += token_bytes
-            else:
-                windows[layers.window] = windows.get(layers.window, 0.0) + token_bytes
-        ranks.append(
-            _Rank(
-                weight_bytes=weights,
-                activation_bytes=activations,
-                runtime_bytes=runtime,
-                graph_bytes=graphs,
-                kv_bytes=_available(engine, gpu, settings, weights, activations + runtime + graphs),
-                full_token_bytes=full,
-                window_token_bytes=tuple(sorted(windows.items())),
-                state_bytes=share * state_bytes_per_sequence(model) / parallelism.tp,
-            )
-        )
-    return ranks
+    def blocks(self, expected_tokens: int, given_blocks: int | None) -> tuple[_Rank, int, int]:
+        """The GPU with the fewest blocks, those blocks, and the longest sequence that they hold."""
+        ranks, block_size = self.ranks(), self.settings.block_size
+        worst = min(ranks, key=lambda rank: rank.num_blocks(expected_tokens, block_size))
+        block_bytes = worst.block_bytes(expected_tokens, block_size)
+        if given_blocks is None:
+            largest = _largest_max_model_len(ranks, self.model, self.settings)
+            return worst, max(0, int(worst.kv_bytes // block_bytes)), largest
+        num_blocks = given_blocks // self.parallelism.dp
+        worst = dataclasses.replace(worst, kv_bytes=num_blocks * block_bytes)
+        return worst, num_blocks, min(self.model.max_position, max(0, num_blocks - 1) * block_size)
 
 
 def _available(
@@ -356,7 +352,7 @@ def _refusal(case: _Case, rank: _Rank, max_model_len: int, largest: int, given_b
     if given_blocks is not None:
         return InfeasibleError(
             f"{where}: {given_blocks} KV blocks of {case.settings.block_size} tokens do not hold one sequence of "
-            f"{max_model_len}; use max_model_len {largest} or more blocks",
+            f"{max_model_len}; use {f'max_model_len {largest} or ' if largest > 1 else ''}more blocks",
             "memory",
         )
     budget, block_size = case.settings.max_num_batched_tokens or 1, case.settings.block_size
@@ -366,6 +362,8 @@ def _refusal(case: _Case, rank: _Rank, max_model_len: int, largest: int, given_b
     left += f"{_gib(rank.activation_bytes)} − runtime {_gib(rank.runtime_bytes + rank.graph_bytes)}"
     remedies = [f"max_model_len {largest}"] if largest >= block_size else []
     remedies += _neighbours(case, max_model_len)
+    if share < DEFAULT_SHARE and DEFAULT_SHARE * memory - (share * memory - rank.kv_bytes) >= need:
+        remedies.append(f"gpu_memory_utilization {DEFAULT_SHARE:g}")
     advice = f"; what would fit: {'; or '.join(remedies)}" if remedies else "; no cut of one machine would fit it"
     return InfeasibleError(
         f"{where}: one sequence of {max_model_len} tokens needs {_gib(need)} GiB of KV cache per GPU and "

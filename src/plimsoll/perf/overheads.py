@@ -18,7 +18,9 @@ class Overheads:
         per_step_s: of every step, the empty one included (input preparation, launches, sampling's round trip).
         per_sequence_s: for every sequence that is scheduled in a step.
         per_prefill_token_s: for every prompt token in a step.
-        per_request_s: between a request's arrival and the scheduler's first sight of it; used outside the step model.
+        per_prefill_s: of a step with prompts in it, whose kernels are launched one by one and not as a graph.
+        per_request_s, per_request_token_s: of the API server for a request and for each token of its prompt, one
+            request after another, before the scheduler sees it; used outside the step model.
         source: where the figures come from.
         date: when they were read, ISO.
     """
@@ -26,12 +28,14 @@ class Overheads:
     per_step_s: float = 0.0
     per_sequence_s: float = 0.0
     per_prefill_token_s: float = 0.0
+    per_prefill_s: float = 0.0
     per_request_s: float = 0.0
+    per_request_token_s: float = 0.0
     source: str = ""
     date: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("per_step_s", "per_sequence_s", "per_prefill_token_s", "per_request_s"):
+        for field in (each.name for each in dataclasses.fields(self) if each.name.endswith("_s")):
             if not 0 <= getattr(self, field) < float("inf"):
                 raise InputError(field, getattr(self, field), "write a number of seconds from 0")
 

@@ -3,7 +3,8 @@
     P = idle + (TDP − idle) · min(1, base + a·u_compute + b·u_memory)
 
 with ``u_compute`` the FLOPs and ``u_memory`` the bytes of the step over what the datasheet could do in its time. The
-form is that of the public energy benchmarks' regressions; the coefficients and their error are in ``data/power.toml``.
+form is that of the public energy benchmarks' regressions; the coefficients, by architecture where they were measured,
+and their error are in ``data/power.toml``.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def step_energy_j(
         return None
     table = load_power()
     idle = gpu.idle_w if gpu.idle_w is not None else table["idle_frac"] * gpu.tdp_w
+    table = table.get(gpu.architecture, table)
     compute_s, memory_s = busy_seconds(operators, pricing, shape)
     if not shape.prefill_tokens and not shape.num_decode:
         busy = 0.0

@@ -10,6 +10,7 @@ from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InputError, UnknownNameError
+from plimsoll.perf.factors import Factors
 from plimsoll.perf.overheads import NO_OVERHEADS, Overheads
 
 
@@ -25,6 +26,7 @@ class StepModelRequest:
         overheads: host time of the engine.
         argument: what follows the colon of the step model's name (``profile:DIR``), else empty.
         options: of the step model, by name.
+        factors: fitted to measured runs, around the whole; None without a calibration.
     """
 
     model: ModelSpec
@@ -35,6 +37,7 @@ class StepModelRequest:
     overheads: Overheads = NO_OVERHEADS
     argument: str = ""
     options: Mapping[str, str | int | float | bool] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    factors: Factors | None = None
 
     def check_options(self, *known: str) -> None:
         """Refuse options that the step model does not have.

@@ -292,6 +292,7 @@ class Roofline(Tabulated):
             "efficiency_source": family.source,
             "efficiency_date": family.date,
             "error_frac": self.error_frac,
+            "borrowed_error_frac": self._efficiency.borrowed_error_frac,
             "combine": self._options.combine,
             "ideal": self._options.ideal,
             "overheads": self._overheads.source,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from plimsoll.catalog import counting
@@ -30,7 +30,7 @@ from plimsoll.perf.overheads import NO_OVERHEADS, Overheads
 from plimsoll.perf.roofline import Roofline
 from plimsoll.perf.silicon_attention import MAX_BATCH, AttentionTables
 from plimsoll.perf.silicon_operators import Translator
-from plimsoll.perf.silicon_tables import SiliconTables, find_system, load_tables, systems_folder
+from plimsoll.perf.silicon_tables import Compiled, SiliconTables, find_system, load_tables, systems_folder
 from plimsoll.perf.tabulated import UNBOUNDED, Line, PrefillRates, Tabulated
 
 PROBE_ROWS = 64
@@ -108,10 +108,10 @@ class Silicon(Tabulated):
 
     def _parts(
         self, translator: Translator, ops: tuple[Gemm | GroupedGemm | Elementwise | Collective, ...], in_module: bool
-    ) -> list[tuple[str, float] | Callable[[float], float]]:
-        """Operators as compiled texts with their share of the rows, and roofline functions for what has no table."""
+    ) -> list[tuple[Compiled, float] | Callable[[float], float]]:
+        """Operators compiled, with their share of the rows, and roofline functions for what has no table."""
         by_share: dict[float, list[Any]] = {}
-        parts: list[tuple[str, float] | Callable[[float], float]] = []
+        parts: list[tuple[Compiled, float] | Callable[[float], float]] = []
         for op in ops:
             if isinstance(op, Gemm) and in_module and op.in_mixer:
                 continue  # the measured attention block of MLA holds its own projections
@@ -141,12 +141,12 @@ class Silicon(Tabulated):
 
     # What `Tabulated` asks for ---------------------------------------------------------------------------------
 
-    def _sum(self, parts: list[tuple[str, float] | Callable[[float], float]], rows: int) -> float:
+    def _sum(self, parts: list[tuple[Compiled, float] | Callable[[float], float]], rows: int) -> float:
         total = 0.0
         for part in parts:
             if isinstance(part, tuple):
-                text, share = part
-                total += self._tables.evaluate(text, work=(1, 1, 0), rows=math.ceil(rows * share))
+                compiled, share = part
+                total += self._tables.evaluate(compiled, work=(1, 1, 0), rows=math.ceil(rows * share))
             else:
                 total += part(rows)
         return total
@@ -162,21 +162,27 @@ class Silicon(Tabulated):
             return 0.0
         return self._roofline.sampler_s(rows) + self._sum(self._sampled_parts, rows)
 
-    def _decode_pieces(self, num_decode: int) -> tuple[Line, ...]:
+    def _decode_pieces(self, num_decode: int) -> Iterable[Line]:
         if self._attention is None:
             return self._roofline._decode_pieces(num_decode)
         if num_decode > MAX_BATCH * self._parallelism.dp and not self._options.allow_fallback:
             raise OutOfRangeError(
                 f"silicon: {num_decode} decodes in a step, the tables of {self._gpu.id} end at {MAX_BATCH}"
             )
-        base = self._roofline.sequence_s * num_decode
-        pieces = tuple((base + start, slope, end) for start, slope, end in self._attention.decode_pieces(num_decode))
-        if self._options.allow_fallback:
-            start, slope, _ = pieces[-1]
-            return (*pieces[:-1], (start, slope, UNBOUNDED))
-        return pieces
+        return self._measured_pieces(num_decode, self._attention)
 
-    def _mixed_pieces(self, num_decode: int) -> tuple[Line, ...]:
+    def _measured_pieces(self, num_decode: int, attention: AttentionTables) -> Iterator[Line]:
+        """Lines between table points; the last one has no end where the tables may be left."""
+        sequences_s = self._roofline.sequence_s * num_decode
+        held: Line | None = None
+        for start_s, slope_s, below in attention.decode_pieces(num_decode):
+            if held is not None:
+                yield held
+            held = sequences_s + start_s, slope_s, below
+        assert held is not None
+        yield (*held[:2], UNBOUNDED) if self._options.allow_fallback else held
+
+    def _mixed_pieces(self, num_decode: int) -> Iterable[Line]:
         return self._roofline._mixed_pieces(num_decode) if self._attention is None else self._decode_pieces(num_decode)
 
     def _prefill_rates(self) -> PrefillRates:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from plimsoll.core.errors import OutOfRangeError
 from plimsoll.core.step import AttentionLayers
 from plimsoll.perf.cut import kv_heads_per_gpu, stage_share
 from plimsoll.perf.silicon_operators import Translator
+from plimsoll.perf.silicon_tables import Compiled
 from plimsoll.perf.tabulated import Line
 
 LENGTHS = (
@@ -35,8 +36,8 @@ DEEPSEEK_MLA = (1536, 512, 128, 64, 128)
 class AttentionGroup:
     """Layers that attend alike: the compiled lookups of one step's calls, and the window."""
 
-    decode: str
-    prefill: str
+    decode: Compiled
+    prefill: Compiled
     window: int | None
 
 
@@ -57,6 +58,17 @@ def weighted_pairs(layers: AttentionLayers, chunk: int, context: int) -> float:
     return total
 
 
+def _distinct_reads(layers: AttentionLayers) -> tuple[int, ...]:
+    """Read tokens of one sequence at each of LENGTHS, up to where every layer has a window and all are full."""
+    reads: list[int] = []
+    for length in LENGTHS:
+        read = weighted_lengths(layers, length)
+        if reads and read <= reads[-1]:
+            break
+        reads.append(read)
+    return tuple(reads)
+
+
 class AttentionTables:
     """Measured attention of all layers of one pipeline stage.
 
@@ -72,6 +84,7 @@ class AttentionTables:
     ) -> None:
         self._tables, self._layers, self._dp = translator.tables, layers, parallelism.dp
         self._columns: dict[int, list[float]] = {}
+        self._reads = _distinct_reads(layers)
         self.prefill_error_frac: float | None = None
         self.groups: list[AttentionGroup] = []
         share = stage_share(model, parallelism)
@@ -87,13 +100,12 @@ class AttentionTables:
             for group in self.groups
         )
 
-    def _column(self, batch: int) -> list[float]:
-        """Seconds at every one of LENGTHS for one of the tables' batch sizes, the powers of two."""
-        column = self._columns.get(batch)
-        if column is None:
-            column = [self.decode_s(batch * self._dp, length) for length in LENGTHS]
-            self._columns[batch] = column
-        return column
+    def _looked_up(self, batch: int, place: int) -> float:
+        """Seconds at one of LENGTHS for one of the tables' batch sizes, the powers of two; asked by rising `place`."""
+        column = self._columns.setdefault(batch, [])
+        if place == len(column):
+            column.append(self.decode_s(batch * self._dp, LENGTHS[place]))
+        return column[place]
 
     def prefill_s(self, num_chunks: int, chunk: int, context: int) -> float:
         """Seconds of one step's prompt attention, `num_chunks` chunks behind `context` cached tokens each.
@@ -108,24 +120,24 @@ class AttentionTables:
             total += part * self._tables.evaluate(group.prefill, work=work, rows=num_chunks * chunk)
         return total
 
-    def decode_pieces(self, num_decode: int) -> tuple[Line, ...]:
-        """The lines between neighbouring table points, in read tokens of all sequences; seconds never fall."""
+    def decode_pieces(self, num_decode: int) -> Iterator[Line]:
+        """The lines between neighbouring table points, in read tokens of all sequences; seconds never fall.
+
+        A point is looked up when the line to it is asked for: long contexts cost nothing where there are none.
+        """
         mine = -(-num_decode // self._dp)
         below = min(1 << (mine.bit_length() - 1), MAX_BATCH // 2)
         share = (mine - below) / below
-        low, high = self._column(below), self._column(2 * below)
-        points: list[tuple[int, float]] = []
-        for length, at_low, at_high in zip(LENGTHS, low, high, strict=True):
-            read = num_decode * weighted_lengths(self._layers, length)
-            if points and read <= points[-1][0]:
-                break  # every layer has a window, and all are full
-            seconds = at_low + (at_high - at_low) * share
-            points.append((read, max(seconds, points[-1][1]) if points else seconds))
-        pieces = []
-        for (read, seconds), (next_read, next_seconds) in itertools.pairwise(points):
-            slope = (next_seconds - seconds) / (next_read - read)
-            pieces.append((seconds - slope * read, slope, next_read + 1 if next_read == points[-1][0] else next_read))
-        return tuple(pieces)
+        last = len(self._reads) - 1
+        read, seconds = 0, 0.0
+        for place, weighted in enumerate(self._reads):
+            at_low, at_high = self._looked_up(below, place), self._looked_up(2 * below, place)
+            next_read, next_seconds = num_decode * weighted, at_low + (at_high - at_low) * share
+            if place:
+                next_seconds = max(next_seconds, seconds)
+                slope = (next_seconds - seconds) / (next_read - read)
+                yield seconds - slope * read, slope, next_read + 1 if place == last else next_read
+            read, seconds = next_read, next_seconds
 
     def prefill_rates(self) -> tuple[float, float, float, float, float]:
         """Seconds per step, chunk, token, pair and read token: the non-negative fit with the least relative error."""

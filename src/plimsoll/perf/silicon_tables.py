@@ -1,7 +1,13 @@
 """The only door to `aiconfigurator-core`: its measured tables for one GPU, engine and version. Nothing is downloaded.
 
 Written against aiconfigurator-core 0.12: `sdk.perf_database.get_database`, and the compiled engine's evaluation of
-lists of operators (1 to 2 µs an operator). The package is imported on first use.
+lists of operators (1 to 2 µs an operator, 40 µs for the attention of a batch). The package is imported on first use.
+
+Opening the tables of a GPU costs 0.1 s and their first use 0.3 s, in compiled code that holds the interpreter's lock.
+What else the package does on the way is left out where it cannot change an answer (`_c_yaml`, `_lane_order`).
+
+An operator is asked once for every number of rows: its seconds are a multiple of those of one layer, so that pipeline
+stages, token budgets and operators of equal shape share them.
 """
 
 from __future__ import annotations
@@ -9,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.core.errors import MissingExtraError, OutOfRangeError
@@ -73,6 +80,31 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def _c_yaml() -> Iterator[None]:
+    """The package reads the description of every GPU with PyYAML's slow loader; libyaml's gives the same objects."""
+    import yaml
+
+    slow = yaml.SafeLoader
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", slow)  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        yaml.SafeLoader = slow  # type: ignore[misc]
+
+
+class Compiled(NamedTuple):
+    """Operators as `SiliconTables.evaluate` takes them.
+
+    Attributes:
+        text: the distinct ones, each once and for one layer.
+        terms: of every operator in the order given, its place in `text` and how often it runs in a step.
+    """
+
+    text: str
+    terms: tuple[tuple[int, float], ...]
+
+
 class SiliconTables:
     """Measured operators of one GPU under one engine version.
 
@@ -83,16 +115,18 @@ class SiliconTables:
     """
 
     def __init__(self, system: str, version: str) -> None:
-        with _quiet():
+        with _quiet(), _c_yaml():
             from aiconfigurator_core.sdk import common, engine, operations, perf_database
 
             version = version or newest_version(system)
-            self._database = perf_database.get_database(system, BACKEND, version) if version else None
+            self._database: Any = perf_database.get_database(system, BACKEND, version) if version else None
             if self._database is None:
                 raise OutOfRangeError(f"aiconfigurator-core has no {BACKEND} {version} tables of {system}")
             self._handle = engine._probe_handle_for(self._database, "SILICON")
         self._engine, self.operations, self.common = engine, operations, common
         self.system, self.version = system, version
+        self._lanes: dict[str, list[str]] = {}
+        self._answers: dict[str, dict[tuple[bool, tuple[int, int, int], int | None], list[float]]] = {}
 
     @property
     def package_version(self) -> str:
@@ -101,18 +135,58 @@ class SiliconTables:
 
         return metadata.version("aiconfigurator-core")
 
-    def compile(self, *ops: Any) -> str:
-        """Operators of the package as the text that `evaluate` takes."""
-        text: str = self._engine.build_ops_json(list(ops))
-        return text
+    def compile(self, *ops: Any) -> Compiled:
+        """Operators of the package in the form that `evaluate` takes."""
+        places: dict[str, int] = {}
+        terms = []
+        for spec in json.loads(self._engine.build_ops_json(list(ops))):
+            ((kind, fields),) = spec.items()
+            alike = json.dumps([kind, {**fields, "name": "", "scale_factor": 1.0}])
+            terms.append((places.setdefault(alike, len(places)), float(fields["scale_factor"])))
+        distinct = []
+        for alike, place in places.items():
+            kind, fields = json.loads(alike)
+            distinct.append({kind: {**fields, "name": str(place)}})
+        return Compiled(json.dumps(distinct), tuple(terms))
 
-    def choose_kernels(self, *ops: Any) -> None:
+    def choose_kernels(self, prefill: Any, decode: Any) -> None:
         """Let attention operators take the kernels that the measured engine version would."""
-        with _quiet():
-            self._engine._resolve_attention_lane_orders(list(ops), self._database, None)
+        prefill._lane_order = self._lane_order("context_attention")
+        decode._lane_order = self._lane_order("generation_attention")
+
+    def _lane_order(self, table: str) -> list[str]:
+        """The package's own order of kernels for one of its two attention tables.
+
+        It ranks kernels by their rows in all tables and by those of the requested version alone, for which it loads the
+        tables a second time. Where there are no others, the second ranking is the first.
+        """
+        if table not in self._lanes:
+            from aiconfigurator_core.sdk import engine_table_view
+            from aiconfigurator_core.sdk.operations import attention
+
+            database, attribute = self._database, f"_{table}_data"
+            with _quiet(), _c_yaml():
+                if self._is_unmixed(f"{table}_perf.parquet"):
+                    database._source_reports_materialized = True  # only warns of other tables, and that is silenced
+                    density = engine_table_view.fetch_attention_lane_density(database, attribute)
+                    database._attention_lane_density_cache[1][attribute, False] = density
+                self._lanes[table] = attention.resolved_lane_order_for_op(database, attribute)
+        return self._lanes[table]
+
+    def _is_unmixed(self, filename: str) -> bool:
+        """Whether a table has rows of the requested engine and version only."""
+        from aiconfigurator_core.sdk import common
+        from aiconfigurator_core.sdk.operations import base
+
+        database = self._database
+        folder = str(Path(database.systems_root) / database.system_spec["data_dir"])
+        named = common.PerfDataFilename(filename)
+        path = base.resolve_op_data_path(folder, BACKEND, self.version, filename)
+        database._build_op_sources(named, path, folder)
+        return [record["channel"] for record in database.data_provenance[filename]] == ["primary"]
 
     def evaluate(
-        self, compiled: str, *, context: bool = True, work: tuple[int, int, int], rows: int | None = None
+        self, compiled: Compiled, *, context: bool = True, work: tuple[int, int, int], rows: int | None = None
     ) -> float:
         """Seconds of all operators of `compiled` together.
 
@@ -125,10 +199,22 @@ class SiliconTables:
         Raises:
             OutOfRangeError: the tables lack what one of the operators needs.
         """
+        known = self._answers.setdefault(compiled.text, {})
+        question = (context, work, rows)
+        each_ms = known.get(question)
+        if each_ms is None:
+            each_ms = known[question] = self._ask(compiled.text, *question)
+        total_ms = 0.0
+        for place, times in compiled.terms:
+            total_ms += each_ms[place] * times
+        return total_ms / 1e3
+
+    def _ask(self, text: str, context: bool, work: tuple[int, int, int], rows: int | None) -> list[float]:
+        """Milliseconds of each operator of `text`."""
         sequences, tokens, cached = work
         try:
             answers = self._handle.evaluate_ops_json(
-                compiled,
+                text,
                 is_context=context,
                 batch_size=sequences,
                 s=tokens,
@@ -139,7 +225,8 @@ class SiliconTables:
         except Exception as error:  # the package raises its own classes, and ValueError from compiled code
             reason = " ".join(str(error).split())
             raise OutOfRangeError(reason.split(" at /")[0][:200]) from error
-        return float(sum(latency_ms for _, latency_ms, _, _ in answers)) / 1e3
+        by_name = {name: float(latency_ms) for name, latency_ms, _, _ in answers}
+        return [by_name[str(place)] for place in range(len(by_name))]
 
 
 @functools.lru_cache(maxsize=8)

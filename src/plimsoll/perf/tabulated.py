@@ -1,7 +1,8 @@
 """The hot loop shared by the step models: lazily filled tables in front of whatever computes the seconds.
 
-A subclass supplies four functions of plain numbers (`_token_s`, `_sampled_s`, `_decode_pieces`, `_prefill_rates`), each
-called once per distinct argument; `step_s` and `decode_line` are dictionary look-ups and a few multiplications.
+A subclass supplies functions of plain numbers (`_token_s`, `_sampled_s`, `_decode_pieces`, `_mixed_pieces`,
+`_prefill_rates`), each called once per distinct argument; `step_s` and `decode_line` are dictionary look-ups and a few
+multiplications. Pieces may be a generator: no more of them are made than read tokens ask for.
 
 Bit equality. A decode-only step evaluates ``base + slope·r`` of the very tuple that `decode_line` returns.
 
@@ -13,10 +14,12 @@ step is at least that of a pure decode step.
 from __future__ import annotations
 
 import abc
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from plimsoll.core.source import Source
-from plimsoll.core.step import AttentionLayers, StepCost, StepShape
+from plimsoll.core.step import AttentionLayers, ChunkLine, StepCost, StepShape
 
 UNBOUNDED = 2**62
 """`valid_below` of a line that never bends."""
@@ -40,6 +43,46 @@ class PrefillRates(NamedTuple):
     per_read_token_s: float
 
 
+class Pieces:
+    """Straight lines side by side, by rising `valid_below`; those behind the last one asked for are not made yet.
+
+    Args:
+        lines: all of them, in order; there is at least one.
+        fixed_s: added to the base of each.
+    """
+
+    __slots__ = ("_ends", "_fixed_s", "_lines", "_rest")
+
+    def __init__(self, lines: Iterable[Line], fixed_s: float = 0.0) -> None:
+        self._rest: Iterator[Line] = iter(lines)
+        self._fixed_s = fixed_s
+        self._lines: list[Line] = []
+        self._ends: list[int] = []
+        self._extend()
+
+    def _extend(self) -> bool:
+        """Make one more line; False where there is none."""
+        for base_s, slope_s, below in self._rest:
+            self._lines.append((self._fixed_s + base_s, slope_s, below))
+            self._ends.append(below)
+            return True
+        return False
+
+    @property
+    def first(self) -> Line:
+        """The line of the fewest read tokens."""
+        return self._lines[0]
+
+    def find(self, read_tokens: int) -> Line | None:
+        """The line that holds `read_tokens`; None behind the last one."""
+        place = bisect_right(self._ends, read_tokens)
+        while place == len(self._ends):
+            if not self._extend():
+                return None
+            place += read_tokens >= self._ends[-1]
+        return self._lines[place]
+
+
 class Tabulated(abc.ABC):
     """A `core.step.StepModel` over lazily filled tables."""
 
@@ -49,9 +92,9 @@ class Tabulated(abc.ABC):
         # Plain dictionaries, filled where a look-up fails: Python reads those faster than any that fill themselves.
         self._tokens: dict[int, float] = {}
         self._sampled: dict[int, float] = {}
-        self._lines: dict[int, tuple[Line, ...]] = {}
+        self._lines: dict[int, Pieces] = {}
         self._first: dict[int, Line] = {}
-        self._mixed: dict[int, tuple[Line, ...]] = {}
+        self._mixed: dict[int, Pieces] = {}
         self._mixed_rows: dict[int, _MixedRow] = {}
         self._rates: PrefillRates | None = None
 
@@ -66,11 +109,11 @@ class Tabulated(abc.ABC):
         """Seconds of head and sampler on `rows` sequences; non-decreasing."""
 
     @abc.abstractmethod
-    def _decode_pieces(self, num_decode: int) -> tuple[Line, ...]:
+    def _decode_pieces(self, num_decode: int) -> Iterable[Line]:
         """Attention of a decode-only step as lines in read tokens, by rising `valid_below`."""
 
     @abc.abstractmethod
-    def _mixed_pieces(self, num_decode: int) -> tuple[Line, ...]:
+    def _mixed_pieces(self, num_decode: int) -> Iterable[Line]:
         """The same for decodes that share a step with prompt chunks, whose launches the chunks already pay."""
 
     def _beyond(self, num_decode: int, read_tokens: int) -> Exception:
@@ -149,12 +192,21 @@ class Tabulated(abc.ABC):
             return line
         return self._piece(self._lines.get(num_decode) or self._load_lines(num_decode), num_decode, decode_read_tokens)
 
-    def _piece(self, pieces: tuple[Line, ...], num_decode: int, read_tokens: int) -> Line:
+    def chunk_line(self, chunk_tokens: int, num_decode: int, decode_read_tokens: int, /) -> ChunkLine:
+        """The line of steps with a part-way chunk; see `core.step.ChunkStepModel`. Sums as `step_s` does."""
+        row = self._mixed_rows.get(num_decode) or self._load_mixed(num_decode)
+        _, _, _, fixed_s, per_chunk_s, per_token_s, per_pair_s, per_read_token_s = row
+        token_s, sampled_s = self._fixed_s(chunk_tokens + num_decode, num_decode)
+        chunk_s = fixed_s + per_chunk_s + per_token_s * chunk_tokens
+        line = self._piece(self._mixed[num_decode], num_decode, decode_read_tokens)
+        return token_s + sampled_s, chunk_s, per_pair_s, per_read_token_s, *line
+
+    def _piece(self, pieces: Pieces, num_decode: int, read_tokens: int) -> Line:
         """The piece that holds `read_tokens`."""
-        for line in pieces:
-            if read_tokens < line[2]:
-                return line
-        raise self._beyond(num_decode, read_tokens)
+        line = pieces.find(read_tokens)
+        if line is None:
+            raise self._beyond(num_decode, read_tokens)
+        return line
 
     def step(self, shape: StepShape, /) -> StepCost:
         """The same time as `step_s`, with energy and source."""
@@ -177,22 +229,20 @@ class Tabulated(abc.ABC):
             self._sampled[rows] = self._sampled_s(rows)
         return self._tokens[tokens], self._sampled[rows]
 
-    def _load_lines(self, num_decode: int) -> tuple[Line, ...]:
+    def _load_lines(self, num_decode: int) -> Pieces:
         token_s, sampled_s = self._fixed_s(num_decode, num_decode)
-        fixed = token_s + sampled_s
-        pieces = self._decode_pieces(num_decode) if num_decode else ((0.0, 0.0, UNBOUNDED),)
-        lines = tuple((fixed + base, slope, limit) for base, slope, limit in pieces)
-        self._lines[num_decode] = lines
-        self._first[num_decode] = lines[0]
-        return lines
+        lines = self._decode_pieces(num_decode) if num_decode else ((0.0, 0.0, UNBOUNDED),)
+        self._lines[num_decode] = pieces = Pieces(lines, token_s + sampled_s)
+        self._first[num_decode] = pieces.first
+        return pieces
 
     def _load_mixed(self, num_decode: int) -> _MixedRow:
         """The first piece and the prefill rates in one plain tuple: a named one unpacks several times slower."""
-        pieces = self._mixed_pieces(num_decode) if num_decode else ((0.0, 0.0, UNBOUNDED),)
+        pieces = Pieces(self._mixed_pieces(num_decode) if num_decode else ((0.0, 0.0, UNBOUNDED),))
         rates = self._rates = self._rates or self._prefill_rates()
         self._mixed[num_decode] = pieces
         self._mixed_rows[num_decode] = row = (
-            *pieces[0],
+            *pieces.first,
             rates.fixed_s,
             rates.per_chunk_s,
             rates.per_token_s,

@@ -47,12 +47,14 @@ class Choice:
         point: cost (dollars per million tokens, or per hour where a load is asked for; infinite without a price),
             throughput (requests per second or users at capacity, spares left out) and latency (mean end to end, s).
         load: of all replicas, at which the latency holds.
+        doubt: median error of the step times behind the figures, over the figures (`perf.error_bands`).
     """
 
     candidate: Candidate
     rental: Rental | None
     point: Point
     load: float
+    doubt: float = 0.0
 
 
 class Standing:
@@ -72,9 +74,15 @@ class Standing:
         return self.priced.name
 
     @property
+    def doubt(self) -> float:
+        """Median error of the step times behind it; 0 where nobody compared."""
+        return self.screened.band.median_abs_frac if self.screened.band is not None else 0.0
+
+    @property
     def family(self) -> str:
-        """What competes for one place in a list: the configuration without its token budget."""
-        return self.screened.config.stem
+        """What competes for one place in a list: the configuration without its token budget and its split."""
+        config = self.screened.config
+        return config.stem if config.pools is None else f"{config.machine_stem} {config.pools.engine}"
 
 
 class Race:
@@ -114,8 +122,8 @@ class Race:
 
     def guess(self, standing: Standing) -> float:
         """Where to start looking for its capacity."""
-        if standing.evaluation is not None and standing.evaluation.capacity.max_rate_per_s > 0:
-            return standing.evaluation.capacity.max_rate_per_s
+        if standing.evaluation is not None and standing.evaluation.capacity.max_load > 0:
+            return standing.evaluation.capacity.max_load
         ratios = self._capacity_ratios.get(_kind(standing), ())
         reached = sum(ratios) / len(ratios) if ratios else FIRST_GUESS_FRAC
         return max(self._predicted(standing) * max(reached, 0.05), 1e-3)
@@ -124,7 +132,7 @@ class Race:
         """The least mean end-to-end latency at `load` of one replica, as far as one knows."""
         alone = standing.screened.estimate.unloaded_e2e_s / KNOWN_MARGIN
         estimated = self.latency_guess(standing, load)
-        ratios = self._latency_ratios.get(_piped(standing), ())
+        ratios = self._latency_ratios.get(_shape(standing), ())
         if not math.isfinite(estimated):
             return alone
         down_to = min(ratios) if len(ratios) >= ENOUGH else LATENCY_DOWN_TO
@@ -151,7 +159,8 @@ class Race:
                 load = share_of(asked, candidate.replicas, self.context.whole)
                 latency = self._latency_bound(standing, load)
             point = Point(self.cost(rental, carried, carried), carried, latency)
-            choices.append(Choice(candidate=candidate, rental=rental, point=point, load=load * candidate.replicas))
+            load *= candidate.replicas
+            choices.append(Choice(candidate=candidate, rental=rental, point=point, load=load, doubt=standing.doubt))
         return choices
 
     def _useful(self, candidate: Candidate) -> int:
@@ -180,20 +189,20 @@ class Race:
     def record(self, standing: Standing, evaluation: Evaluation, effort: Effort) -> None:
         """Take in a simulation, and what it says about the bounds."""
         standing.evaluation, standing.effort = evaluation, effort
-        capacity, predicted = evaluation.capacity.max_rate_per_s, self._predicted(standing)
+        capacity, predicted = evaluation.capacity.max_load, self._predicted(standing)
         if predicted > 0 and effort.seeds == 1:
             self._capacity_ratios.setdefault(_kind(standing), []).append(capacity / predicted)
         for seen in evaluation.observations:
             estimated = self.latency_guess(standing, seen.load)
             if effort.seeds == 1 and math.isfinite(estimated) and estimated > 0 and math.isfinite(seen.e2e_s):
-                self._latency_ratios.setdefault(_piped(standing), []).append(seen.e2e_s / estimated)
+                self._latency_ratios.setdefault(_shape(standing), []).append(seen.e2e_s / estimated)
         self.update_choices(standing)
 
     def update_choices(self, standing: Standing) -> None:
         """The candidates of an evaluated configuration that carry the load, with their simulated figures."""
         evaluation, asked = standing.evaluation, self.context.asked_load
         assert evaluation is not None
-        capacity = evaluation.capacity.max_rate_per_s
+        capacity = evaluation.capacity.max_load
         choices = []
         for candidate, rental in self._relevant(standing, capacity) if capacity > 0 else []:
             per_replica = capacity / 2.0 if asked is None else share_of(asked, candidate.replicas, self.context.whole)
@@ -207,7 +216,7 @@ class Race:
             cost = self.cost(rental, capacity, useful * evaluation.requests_per_s)
             point = Point(cost, useful * capacity, latency)
             load = asked if asked is not None else per_replica * candidate.replicas
-            choices.append(Choice(candidate=candidate, rental=rental, point=point, load=load))
+            choices.append(Choice(candidate=candidate, rental=rental, point=point, load=load, doubt=standing.doubt))
         standing.choices = tuple(choices)
 
     # Who leads ---------------------------------------------------------------------------------------------------
@@ -257,8 +266,8 @@ class Race:
             for objective in ("cost", "throughput", "latency")
         ]
         order = {entry[0].name: entry[0] for rank in zip(*queues, strict=True) for entry in rank}
-        # Pipelines last: they take several times as long to simulate, and often the others rule them out.
-        return sorted(order.values(), key=lambda standing: bool(_piped(standing)))
+        # Pipelines, ranks and pools last: they take several times as long, and often the others rule them out.
+        return sorted(order.values(), key=lambda standing: bool(_shape(standing)))
 
     def _could_place(
         self,
@@ -283,16 +292,28 @@ def _kind(standing: Standing) -> str:
     screened = standing.screened
     budget, prompt = screened.settings.max_num_batched_tokens or 0, screened.estimator.means.tail_prompt_tokens
     whole = "whole " if budget > prompt else ""
-    return _piped(standing) + whole + screened.estimate.limited_by
+    return _shape(standing) + whole + screened.estimate.limited_by
 
 
-def _piped(standing: Standing) -> str:
-    return "piped " if standing.screened.config.parallelism.pp > 1 else ""
+def _shape(standing: Standing) -> str:
+    """What a replica is made of: stages, ranks that step together, pools, or one engine."""
+    config = standing.screened.config
+    if config.pools is not None:
+        return "pools "
+    if config.parallelism.dp > 1:
+        return "ranks "
+    return "piped " if config.parallelism.pp > 1 else ""
 
 
 def sort_key(objective: str, choice: Choice) -> tuple[float, float, float, str]:
-    """Best first; ties by the next thing that matters, then by name."""
-    cost, throughput, latency = (float(f"{x:.6g}") for x in choice.point)  # what differs by rounding ties
+    """Best first; ties by the next thing that matters, then by name.
+
+    Every figure counts as if it were worse by its median error, so that of two the better known one is preferred; a
+    bound and the simulation that follows have the same doubt, and a bound stays one.
+    """
+    worse = 1.0 + choice.doubt
+    point = (choice.point.cost * worse, choice.point.throughput / worse, choice.point.latency * worse)
+    cost, throughput, latency = (float(f"{x:.6g}") for x in point)  # what differs by rounding ties
     usd = choice.rental.usd_per_hour if choice.rental else math.inf
     if objective == "cost":
         return (cost, -throughput, latency, choice.candidate.name)

@@ -38,10 +38,12 @@ __all__ = [
     "ProbeRecord",
     "SeedCapacity",
     "find_capacity",
-    "find_user_capacity",
+    "find_whole_capacity",
 ]
 
 CONFIDENCE = 0.95
+RATE, USERS, IN_FLIGHT, AT_ONCE = "requests/s", "users", "requests in flight", "requests at once"
+"""What a search counts. All but the rate are whole numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,17 +51,17 @@ class CapacityResult:
     """The capacity and its interval, with every probe that speaks for it.
 
     Attributes:
-        max_rate_per_s: geometric mean over the seeds; 0 where no rate passes. In users for a closed loop.
+        max_load: geometric mean over the seeds, in `unit`; 0 where no load passes.
         interval: (low, high); high is infinite where no probe failed up to the highest load allowed.
         confidence: 0.95 with two or more seeds; None with one, where the interval is its bracket only.
         limited_by: ``ttft``, ``tpot``, ``itl``, ``e2e``, ``stationarity``, or ``none`` where nothing failed.
         note: one sentence where the figure needs one (nothing passes, nothing fails, seeds disagree).
-        unit: ``requests/s`` or ``users``.
+        unit: ``requests/s``, or what is counted: ``users``, ``requests in flight`` or ``requests at once``.
         by_seed: each seed's own search.
         probes: all probes, in order.
     """
 
-    max_rate_per_s: float
+    max_load: float
     interval: tuple[float, float]
     confidence: float | None
     limited_by: str
@@ -67,6 +69,11 @@ class CapacityResult:
     unit: str
     by_seed: tuple[SeedCapacity, ...]
     probes: tuple[ProbeRecord, ...]
+
+    @property
+    def max_rate_per_s(self) -> float | None:
+        """`max_load` where it is a rate, else None."""
+        return self.max_load if self.unit == RATE else None
 
 
 def find_capacity(
@@ -88,19 +95,36 @@ def find_capacity(
     """
     options = options or CapacityOptions()
     asker = Asker(probe, judge_by(targets), options, whole=False, in_flight=in_flight)
-    return _find(asker, start_rate_per_s or 1.0)
+    return _find(asker, start_rate_per_s or 1.0, RATE)
 
 
-def find_user_capacity(
-    probe: Probe, targets: Targets, options: CapacityOptions | None = None, start_users: float | None = None
+def find_whole_capacity(
+    probe: Probe,
+    targets: Targets,
+    options: CapacityOptions | None = None,
+    start: float | None = None,
+    unit: str = USERS,
 ) -> CapacityResult:
-    """The most users of a closed loop whose runs meet `targets`; loads are whole numbers, a queue cannot grow."""
-    options = dataclasses.replace(options or CapacityOptions(), min_load=1.0)
+    """The most users, requests in flight or requests at once whose runs meet `targets`.
+
+    Loads are whole numbers. Nothing arrives faster than it is answered, so no queue can grow and only the targets
+    count. A closed loop of more users than a probe has requests is no closed loop, so loads stop there.
+
+    Args:
+        probe: ``(load, seed, num_requests) -> Run``; a probe of requests at once has as many requests as its load.
+        targets: percentiles and what they may be.
+        options: how hard to look.
+        start: a guess that saves probes.
+        unit: `USERS`, `IN_FLIGHT` or `AT_ONCE`.
+    """
+    options = options or CapacityOptions()
+    most = options.max_load if unit == AT_ONCE else min(options.max_load, options.length.max_requests)
+    options = dataclasses.replace(options, min_load=1.0, max_load=most)
     asker = Asker(probe, judge_by(targets, open_loop=False), options, whole=True)
-    return _find(asker, start_users or 8.0)
+    return _find(asker, start or 8.0, unit)
 
 
-def _find(asker: Asker, start: float) -> CapacityResult:
+def _find(asker: Asker, start: float, unit: str) -> CapacityResult:
     options = asker.options
     if not (math.isfinite(start) and start > 0):
         raise InputError("capacity start", start, "give a rate above zero")
@@ -113,11 +137,10 @@ def _find(asker: Asker, start: float) -> CapacityResult:
             guess, ratio = math.exp(statistics.fmean(map(math.log, loads))), options.next_ratio
         elif len(found) >= 2:
             break  # two seeds that find nothing settle it
-    return _combine(found, asker.records, whole=asker.whole)
+    return _combine(found, asker.records, unit)
 
 
-def _combine(found: list[SeedCapacity], records: list[ProbeRecord], *, whole: bool) -> CapacityResult:
-    unit = "users" if whole else "requests/s"
+def _combine(found: list[SeedCapacity], records: list[ProbeRecord], unit: str) -> CapacityResult:
     by_cause = [one.limited_by for one in found]
     limited_by = max(dict.fromkeys(by_cause), key=by_cause.count)
     loads = [one.load for one in found]
@@ -134,7 +157,7 @@ def _combine(found: list[SeedCapacity], records: list[ProbeRecord], *, whole: bo
         note = f"nothing failed up to {lowest:.6g} {unit}, the highest load tried: a lower bound"
     else:
         logs = [math.log(one) for one in loads]
-        load, note = math.exp(statistics.fmean(logs)), ""
+        load, note = loads[0] if len(set(loads)) == 1 else math.exp(statistics.fmean(logs)), ""
         spread = seeds_interval(logs, CONFIDENCE)
         if spread is None or spread.low is None or spread.high is None:
             interval, note = (found[0].highest_pass, found[0].lowest_fail), "one seed: the interval is its bracket only"
@@ -142,7 +165,7 @@ def _combine(found: list[SeedCapacity], records: list[ProbeRecord], *, whole: bo
             left_open = statistics.fmean(math.log(one.lowest_fail / one.highest_pass) / 2 for one in found)
             interval = (math.exp(spread.low - left_open), math.exp(spread.high + left_open))
     return CapacityResult(
-        max_rate_per_s=load,
+        max_load=load,
         interval=interval,
         confidence=confidence,
         limited_by=limited_by,

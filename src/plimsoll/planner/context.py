@@ -6,9 +6,9 @@ import dataclasses
 import math
 
 from plimsoll.catalog.counting import weight_bytes
-from plimsoll.core.step import StepModel
+from plimsoll.core.step import AttentionLayers, StepModel
 from plimsoll.metrics import Targets
-from plimsoll.planner.estimate import Estimate, ReplicaEstimator
+from plimsoll.planner.estimate import Estimate, LengthMeans, ReplicaEstimator, length_means
 from plimsoll.planner.load import Loads
 from plimsoll.planner.parts import Parts
 from plimsoll.planner.prefix import SharedPrefix
@@ -44,6 +44,7 @@ class Context:
             spec = dataclasses.replace(spec, max_model_len=longest, over_length=spec.over_length or "truncate")
         self.loads = Loads(spec, MAX_PROBE_REQUESTS, prefix_hit_frac=request.prefix_hit_frac, think_s=request.think_s)
         self.lengths = self.loads.lengths(request.seed)
+        self._means: dict[tuple[AttentionLayers, int], LengthMeans] = {}
         self.mean_prompt_tokens = self.loads.mean_prompt_tokens(request.seed)
         self.mean_output_tokens = self.loads.mean_output_tokens(request.seed)
         self.asked_rate_per_s = self._asked_rate()
@@ -70,6 +71,13 @@ class Context:
         """The step model with the cached part of every prompt read by everybody; itself without a prefix-hit share."""
         frac = self.request.prefix_hit_frac
         return SharedPrefix(model, frac * self.mean_prompt_tokens) if frac > 0 else model
+
+    def length_means(self, attention_layers: AttentionLayers, budget: int) -> LengthMeans:
+        """Means of the lengths for a model's attention windows and a token budget, which many configurations share."""
+        key = (attention_layers, budget)
+        if key not in self._means:
+            self._means[key] = length_means(self.lengths, attention_layers, budget, self.targets.percentile)
+        return self._means[key]
 
     def load_bound(self, estimator: ReplicaEstimator, estimate: Estimate) -> float:
         """The most that one replica could carry: in requests per second, or in users by Little's law."""

@@ -73,9 +73,11 @@ class Limits:
 
     Attributes:
         kv_tokens: tokens that its KV cache holds.
-        max_num_seqs: seats.
-        max_num_batched_tokens: tokens of a step.
+        max_num_seqs: seats, of all ranks.
+        max_num_batched_tokens: tokens of a step, of one rank.
         ttft_s, tpot_s, e2e_s: targets; None where there is none.
+        ranks: data-parallel attention ranks that step together. A step costs as if all had what the fullest has, so a
+            lone prompt or sequence costs as much as one on every rank.
     """
 
     kv_tokens: float
@@ -84,6 +86,7 @@ class Limits:
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
+    ranks: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,7 +174,13 @@ def _pairs_up_to(tokens: int, window: int | None) -> float:
 
 
 class ReplicaEstimator:
-    """The mean-value model of one replica. Cheap to build; every method is a few step-model calls."""
+    """The mean-value model of one replica. Cheap to build; every method is a few step-model calls.
+
+    Attributes:
+        prefill_price_frac: share of the rent that input tokens pay, where that does not follow from the load.
+    """
+
+    prefill_price_frac: float | None = None
 
     def __init__(self, model: StepModel, means: LengthMeans, limits: Limits) -> None:
         self.model, self.means, self.limits = model, means, limits
@@ -179,7 +188,7 @@ class ReplicaEstimator:
 
     def decode_step_s(self, batch: float) -> float:
         """Seconds of one decode-only step (of one stage) with `batch` sequences; between whole batches linear."""
-        low = max(math.floor(batch), 1)
+        low = max(math.floor(batch), self.limits.ranks)
         reads = self.means.decode_read_tokens
         at_low = self.model.step_s(0, 0, 0, 0, 0, low, round(low * reads))
         if batch <= low:
@@ -196,23 +205,24 @@ class ReplicaEstimator:
 
     def _prefill(self, batch: float, *, packed: bool) -> tuple[float, float]:
         """As `prefill_s`, and how many of one batch's steps carry prompts (more than one: every step has several)."""
-        means, decodes = self.means, round(batch)
-        room = max(self.limits.max_num_batched_tokens - decodes, 1)
+        means, decodes, ranks = self.means, round(batch), self.limits.ranks
+        room = max(self.limits.max_num_batched_tokens - decodes // ranks, 1)
         prompts = max(room / means.prompt_tokens, 1.0) if packed else 1.0
         chunk = min(means.prompt_tokens * prompts, room)
-        share = chunk / means.prompt_tokens  # of a prompt in this step; above one where several fit
+        share = chunk / means.prompt_tokens  # of a prompt in this step on one rank; above one where several fit
         with_chunk = self.model.step_s(
-            max(round(chunk), 1),
-            max(round(prompts), 1),
-            round(means.prefill_pairs * share),
-            round(means.prefill_read_tokens * share),
-            max(round(share), 1) if share >= 1 else 0,
+            max(round(ranks * chunk), 1),
+            max(round(ranks * prompts), 1),
+            round(ranks * means.prefill_pairs * share),
+            round(ranks * means.prefill_read_tokens * share),
+            max(round(ranks * share), 1) if share >= 1 else 0,
             decodes,
             round(decodes * means.decode_read_tokens),
         )
         without = self.decode_step_s(batch) if decodes else 0.0
-        steps = max(means.output_tokens - 1.0, 1.0)
-        return max(with_chunk - without, 0.0) / share, batch / steps / share
+        per_step = batch / max(means.output_tokens - 1.0, 1.0) / share  # chunks that arrive in a step
+        at_once = ranks if packed else min(max(per_step, 1.0), ranks)  # ranks that have one in the same step
+        return max(with_chunk - without, 0.0) / share / at_once, per_step / at_once
 
     def _prefill_with_bubbles_s(self, batch: float, *, packed: bool) -> float:
         """Seconds that one mean prompt costs its stage, waiting of the other batches in the pipeline included.
@@ -265,7 +275,7 @@ class ReplicaEstimator:
         busier = self.tpot_s(batch + math.sqrt(batch / stages)) - middle
         spread = np.sqrt(variance / means.decode_steps + busier**2)
         low, high = middle, middle + 12.0 * float(spread.max())
-        for _ in range(20):
+        for _ in range(12):
             guess = 0.5 * (low + high)
             below = float(np.mean(1.0 / (1.0 + np.exp(np.minimum(-1.702 * (guess - middle) / (spread + 1e-12), 50.0)))))
             low, high = (guess, high) if below < means.tail_frac else (low, guess)
@@ -273,7 +283,7 @@ class ReplicaEstimator:
 
     def unloaded_ttft_s(self, prompt_tokens: float) -> float:
         """Prefill of one prompt on an idle replica, chunk by chunk through all stages."""
-        budget = self.limits.max_num_batched_tokens
+        budget, ranks = self.limits.max_num_batched_tokens, self.limits.ranks
         total, context = 0.0, 0
         left = max(round(prompt_tokens), 1)
         while left > 0:
@@ -282,7 +292,8 @@ class ReplicaEstimator:
             for weight, window in self.model.attention_layers:
                 pairs += weight * (_pairs_up_to(context + chunk, window) - _pairs_up_to(context, window))
                 reads += weight * (context if window is None else min(context, window))
-            total += self.model.step_s(chunk, 1, round(pairs), round(reads), int(chunk == left), 0, 0)
+            rows = (ranks * chunk, ranks, round(ranks * pairs), round(ranks * reads), ranks * int(chunk == left))
+            total += self.model.step_s(*rows, 0, 0)
             context, left = context + chunk, left - chunk
         return total * self.num_stages
 
@@ -293,7 +304,7 @@ class ReplicaEstimator:
         return min(
             (KV_FILL_FRAC * limits.kv_tokens / means.kv_tokens / stages, "kv memory"),
             (limits.max_num_seqs / stages, "seats"),
-            (limits.max_num_batched_tokens / (1.0 + per_decode), "token budget"),
+            (limits.ranks * limits.max_num_batched_tokens / (1.0 + per_decode), "token budget"),
         )
 
     def batch_at(self, rate_per_s: float, *, packed: bool = False) -> float | None:

@@ -16,11 +16,11 @@ import numpy as np
 
 from plimsoll.core.run import Run
 from plimsoll.metrics import RunMetrics, Verdict, meets, summarise
-from plimsoll.planner.capacity import CapacityOptions, CapacityResult, find_capacity, find_user_capacity
+from plimsoll.planner.capacity import CapacityOptions, CapacityResult, find_capacity, find_whole_capacity
 from plimsoll.planner.context import Context
 from plimsoll.planner.probes import ProbeLength, mean_residence_s, measured_part, queue_growth
 from plimsoll.planner.prune import Screened, screen_one
-from plimsoll.planner.sizing import engine_config
+from plimsoll.planner.sizing import with_ranks
 from plimsoll.planner.space import ReplicaConfig
 
 T = TypeVar("T")
@@ -37,12 +37,14 @@ class Effort:
         rel_tolerance: of each.
         min_requests: of a probe.
         turnovers: of a probe (`ProbeLength`).
+        lenient: as in `CapacityOptions`.
     """
 
     seeds: int
     rel_tolerance: float
     min_requests: int
     turnovers: float
+    lenient: bool
 
     def options(self, first_seed: int) -> CapacityOptions:
         """For `planner.capacity`."""
@@ -54,8 +56,14 @@ class Effort:
             next_ratio=1.06,
             look_again=False,
             short_probes=False,
-            lenient=self.seeds == 1,
+            lenient=self.lenient,
         )
+
+    def for_config(self, config: ReplicaConfig) -> Effort:
+        """The effort that a configuration is worth: pools are simulated whole, so many requests are in flight."""
+        if config.pools is None:
+            return self
+        return dataclasses.replace(self, turnovers=POOL_TURNOVERS_FRAC * self.turnovers, lenient=True)
 
     def length(self) -> ProbeLength:
         """Of every probe and every judged run."""
@@ -65,10 +73,13 @@ class Effort:
 WHOLE_LENGTH = ProbeLength(min_requests=1000, turnovers=4.0, max_requests=8000)
 """Of the run of a whole deployment."""
 
-COARSE = Effort(seeds=1, rel_tolerance=0.16, min_requests=300, turnovers=5.0)
+POOL_TURNOVERS_FRAC = 0.6
+"""Of the turnovers of one replica's probe: what many machines see averages out sooner."""
+
+COARSE = Effort(seeds=1, rel_tolerance=0.16, min_requests=300, turnovers=5.0, lenient=True)
 """Enough to see who is out of the question."""
 
-FINE = Effort(seeds=3, rel_tolerance=0.07, min_requests=500, turnovers=7.0)
+FINE = Effort(seeds=3, rel_tolerance=0.07, min_requests=500, turnovers=7.0, lenient=False)
 """For finalists."""
 
 
@@ -197,27 +208,28 @@ class Evaluator:
 
     def evaluate(self, job: Job, one: Screened) -> Evaluation:
         """Capacity first, then what requests see."""
-        capacity = self.capacity(one, job.effort, job.guess)
+        effort = job.effort.for_config(one.config)
+        capacity, length = self.capacity(one, effort, job.guess), effort.length()
         observations = []
         for load in self._loads(job, capacity):
-            run = self.simulate(one, load, 1, self.context.request.seed, job.effort.length())
-            observations.append(self._observe(run, load, job.effort.length()))
-        delivered = capacity.max_rate_per_s
+            run = self.simulate(one, load, 1, self.context.request.seed, length)
+            observations.append(self._observe(run, load, length))
+        delivered = capacity.max_load
         if self.context.whole and delivered >= 1.0:
-            run = self.simulate(one, delivered, 1, self.context.request.seed, job.effort.length())
-            delivered = self._observe(run, delivered, job.effort.length()).requests_per_s
+            run = self.simulate(one, delivered, 1, self.context.request.seed, length)
+            delivered = self._observe(run, delivered, length).requests_per_s
         return Evaluation(
             name=job.config.name, capacity=capacity, observations=tuple(observations), requests_per_s=delivered
         )
 
     def _loads(self, job: Job, capacity: CapacityResult) -> list[float]:
         asked = self.context.asked_load
-        if capacity.max_rate_per_s <= 0:
+        if capacity.max_load <= 0:
             return []
         if asked is None:
-            return [capacity.max_rate_per_s / 2.0]
+            return [capacity.max_load / 2.0]
         whole, spare = self.context.whole, self.context.request.spare_replicas
-        chosen = replicas_that_matter(job.replicas, spare, asked, capacity.max_rate_per_s, whole)
+        chosen = replicas_that_matter(job.replicas, spare, asked, capacity.max_load, whole)
         return list(dict.fromkeys(share_of(asked, replicas, whole) for replicas in chosen))
 
     def capacity(self, one: Screened, effort: Effort, guess: float) -> CapacityResult:
@@ -233,7 +245,7 @@ class Evaluator:
             return self._simulate(one, load, 1, seed, num_requests)
 
         if context.whole:
-            result = find_user_capacity(probe, context.targets, options, max(guess, 1.0))
+            result = find_whole_capacity(probe, context.targets, options, max(guess, 1.0))
         else:
             result = find_capacity(probe, context.targets, options, max(guess, 1e-4), lambda load: in_flight(one, load))
         if self.cache is not None:
@@ -251,20 +263,29 @@ class Evaluator:
             workload = context.loads.with_users(round(load), seed, num_requests)
         else:
             workload = context.loads.at_rate(load, seed, num_requests)
-        policy = context.parts.policy(one.config.engine)
-        engine = engine_config(one.memory, one.config.parallelism, policy, replicas, context.request.router)
+        engine = context.parts.engine(one.config, one.memory, replicas, context.request.router)
+        engine, _ = with_ranks(engine, one.config.parallelism.dp, workload, one.estimator.model)
         return context.parts.simulate(workload, engine, one.estimator.model)
+
+    def expected_work(self, task: Task[Any]) -> float:
+        """How long a task takes beside others, roughly: its requests, those of a pipeline three times."""
+        one = self.screened(task.config)
+        slower = 3.0 if task.config.parallelism.pp > 1 else 1.0
+        if isinstance(task, Job):
+            present = task.guess if self.context.whole else in_flight(one, task.guess)
+            return slower * task.effort.seeds * max(task.effort.min_requests, task.effort.turnovers * present)
+        return slower * WHOLE_LENGTH.min_requests
 
     def is_cached(self, task: Task[Any]) -> bool:
         """Whether the capacity that a job needs is known already."""
         if self.cache is None or not isinstance(task, Job):
             return False
-        return self.key(self.screened(task.config), task.effort) in self.cache
+        return self.key(self.screened(task.config), task.effort.for_config(task.config)) in self.cache
 
     def remember(self, task: Task[Any], found: object) -> None:
         """Put what another process found into the cache."""
         if self.cache is not None and isinstance(task, Job) and isinstance(found, Evaluation):
-            self.cache[self.key(self.screened(task.config), task.effort)] = found.capacity
+            self.cache[self.key(self.screened(task.config), task.effort.for_config(task.config))] = found.capacity
 
     def _observe(self, run: Run, load: float, length: ProbeLength) -> Observation:
         measured = measured_part(run, length)
@@ -276,7 +297,7 @@ class Evaluator:
         spec = context.loads.spec
         text = repr(
             (
-                "capacity v1",
+                "capacity v3",
                 request.model,
                 one.config.accelerator.id,
                 one.config.accelerator.memory_bandwidth_bytes_per_s,
@@ -291,6 +312,7 @@ class Evaluator:
                 context.whole,
                 context.targets,
                 request.step_model,
+                request.factors.get(one.config.accelerator.id),
                 request.seed,
                 effort,
             )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from plimsoll.planner.context import Context
+from plimsoll.planner.pool_estimate import PoolEstimator
 from plimsoll.planner.results import Rejection
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ def bottleneck(standing: Standing) -> str:
     """The resource that is used up first, from the estimate at the capacity."""
     estimator, estimate, evaluation = standing.screened.estimator, standing.screened.estimate, standing.evaluation
     rate = evaluation.requests_per_s if evaluation is not None else estimate.bound_per_s
+    if isinstance(estimator, PoolEstimator) and rate > 0.85 * estimator.prefill_bound_per_s():
+        busy = min(rate / estimator.prefill_bound_per_s(), 1.0)
+        return f"compute: the prefill pool of {estimator.pools.prefill} is {busy:.0%} busy"
     batch, full = estimator.batch_at(rate), estimator.largest_batch()
     if batch is None or batch >= 0.85 * full[0]:
         sequences = f"{full[0] * estimator.num_stages:.0f} sequences"
-        budget = estimator.limits.max_num_batched_tokens
+        budget = estimator.limits.max_num_batched_tokens * estimator.limits.ranks
         words = {
             "kv memory": f"KV memory is full at {sequences}",
             "seats": f"all seats are taken at {sequences}",
@@ -45,7 +49,7 @@ def bottleneck(standing: Standing) -> str:
         return words[full[1]]
     steps_s = estimator.decode_step_s(max(batch, 1.0))
     share = rate * estimator.prefill_s(max(batch, 1.0), packed=False)
-    if share > 0.5:
+    if share > 0.5 and not isinstance(estimator, PoolEstimator):
         return f"compute: prompts take {min(share, 1.0):.0%} of the time"
     floor_s = estimator.decode_step_s(1.0)
     if steps_s < 1.5 * floor_s:
@@ -98,6 +102,10 @@ def _gap(objective: str, choice: Choice, following: Choice) -> str:
     if not (mine > 0 and math.isfinite(mine) and math.isfinite(other)):
         return ""
     change = other / mine - 1.0
+    ahead = change > 0 if objective == "throughput" else change < 0
+    if ahead and following.doubt > choice.doubt:
+        why = f", behind because its step times are known to {following.doubt:.0%} only, these to {choice.doubt:.0%}"
+        return f" ({change:+.0%}{why})"
     return f" ({change:+.0%})" if abs(change) >= 0.005 else " (a tie)"
 
 

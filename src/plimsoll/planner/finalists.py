@@ -103,7 +103,7 @@ class Finals:
                 model=request.model.id,
                 gpu=config.accelerator.id,
                 parallelism=config.parallelism,
-                replicas=candidate.replicas,
+                replicas=candidate.replicas * config.num_machines,
                 router=request.router,
                 engine=config.engine,
                 precision=config.precision,
@@ -111,12 +111,13 @@ class Finals:
                 settings=standing.screened.settings,
             ),
             arithmetic=candidate.arithmetic,
+            pools=config.pools,
             spare_replicas=request.spare_replicas,
             judged_load=choice.load,
             load_unit=context.unit,
             metrics=whole.metrics,
             verdict=whole.verdict,
-            capacity=useful * capacity.max_rate_per_s,
+            capacity=useful * capacity.max_load,
             capacity_interval=(useful * capacity.interval[0], useful * capacity.interval[1]),
             capacity_seeds=effort.seeds,
             limited_by=capacity.limited_by,
@@ -130,6 +131,7 @@ class Finals:
             binding_constraint=explain.binding_constraint(context, standing, capacity.limited_by),
             why=why,
             notes=standing.screened.notes,
+            error_band=standing.screened.band,
         )
 
     def _prices(self, standing: Standing, choice: Choice) -> TokenPrices | None:

@@ -29,7 +29,12 @@ class TokenPrices:
 
 
 def prefill_share(estimator: ReplicaEstimator, rate_per_s: float) -> float:
-    """Share of the busy time that prompts take on one replica at `rate_per_s`, in [0, 1]."""
+    """Share of the busy time that prompts take on one replica at `rate_per_s`, in [0, 1].
+
+    Of prefill and decode pools: the share of the machines that compute prompts.
+    """
+    if estimator.prefill_price_frac is not None:
+        return estimator.prefill_price_frac
     batch = estimator.batch_at(rate_per_s)
     if batch is None:
         batch = estimator.largest_batch()[0]

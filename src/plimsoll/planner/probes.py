@@ -15,6 +15,7 @@ from plimsoll.core.run import Run, TokenTimeline
 from plimsoll.core.workload import LoadKind
 from plimsoll.metrics import Targets, meets
 from plimsoll.metrics.stationarity import is_queue_growing
+from plimsoll.planner.horizon import HorizonRun, judge_target
 
 FALLING_BEHIND_FRAC = 0.05
 """Share of the arrivals that may pile up over a probe, where the queue never returns to what it was."""
@@ -75,6 +76,7 @@ class Judgement:
         figures: the judged percentile by metric name, in seconds; infinite where unfinished requests reach into it.
         residence_s: mean end-to-end latency of the judged requests, NaN where none finished.
         num_measured: judged requests.
+        num_censored: of a run with a horizon, by metric: requests whose deadline lies beyond it.
         conclusive: False where the targets are met but the run was too short to tell whether its queue grows.
     """
 
@@ -85,6 +87,7 @@ class Judgement:
     residence_s: float
     num_measured: int
     conclusive: bool = True
+    num_censored: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 Judge = Callable[[Run, ProbeLength], Judgement]
@@ -95,13 +98,18 @@ def judge_by(targets: Targets, *, open_loop: bool = True) -> Judge:
 
     def judge(run: Run, length: ProbeLength) -> Judgement:
         measured = measured_part(run, length, with_timeline=targets.itl_s is not None)
-        verdict = meets(measured, targets)
-        figures = {one.name: one.value_s for one in verdict.targets if one.value_s is not None}
-        ratios = {one.name: one.load_frac for one in verdict.targets if one.load_frac is not None}
-        worst = max(ratios, key=lambda name: ratios[name], default="")
         growth = queue_growth(run) if open_loop else Growth(growing=False, conclusive=True)
+        if isinstance(measured, HorizonRun):
+            figures, censored = _within_horizon(measured, targets, growth)
+            passed = all(value <= targets.named()[name] for name, value in figures.items())
+        else:
+            verdict, censored = meets(measured, targets), {}
+            figures = {one.name: one.value_s for one in verdict.targets if one.value_s is not None}
+            passed = verdict.passed
+        ratios = {name: value / targets.named()[name] for name, value in figures.items()}
+        worst = max(ratios, key=lambda name: ratios[name], default="")
         failed_by = ""
-        if not verdict.passed:
+        if not passed:
             # Without targets the only way to miss is that nothing finished at all.
             failed_by = worst.removesuffix("_s") or "stationarity"
         elif growth.growing:
@@ -113,10 +121,30 @@ def judge_by(targets: Targets, *, open_loop: bool = True) -> Judge:
             figures=figures,
             residence_s=mean_residence_s(measured),
             num_measured=len(measured),
-            conclusive=growth.conclusive or not verdict.passed,
+            conclusive=growth.conclusive or not passed,
+            num_censored=censored,
         )
 
     return judge
+
+
+def _within_horizon(run: HorizonRun, targets: Targets, growth: Growth) -> tuple[dict[str, float], dict[str, int]]:
+    """Judged percentiles and censored requests by metric.
+
+    Raises:
+        InputError: the queue does not grow, and still nobody's deadline lies within the horizon.
+    """
+    figures, censored = {}, {}
+    for name, target_s in targets.named().items():
+        judged = judge_target(run, targets, name)
+        censored[name] = judged.num_censored
+        if judged.value_s is not None:
+            figures[name] = judged.value_s
+        elif judged.num_censored and not growth.growing:
+            what = f"no request's {name.removesuffix('_s').upper()} deadline ({target_s:g} s"
+            remedy = f"{what}{' a token' if name == 'tpot_s' else ''}) lies within it; give more seconds"
+            raise InputError("--duration-s", run.horizon_s, remedy)
+    return figures, censored
 
 
 class Growth(NamedTuple):
@@ -172,19 +200,9 @@ def measured_part(run: Run, length: ProbeLength, *, with_timeline: bool = False)
 def select(run: Run, keep: npt.NDArray[np.bool_], *, with_timeline: bool) -> Run:
     """The requests of `run` where `keep` (``bool[n]``) holds, as a run of their own."""
     columns = {
-        name: getattr(run, name)[keep]
-        for name in (
-            "arrival_s",
-            "scheduled_s",
-            "first_token_s",
-            "finish_s",
-            "prompt_tokens",
-            "output_tokens",
-            "cached_tokens",
-            "preemptions",
-            "replica",
-            "status",
-        )
+        field.name: getattr(run, field.name)[keep]
+        for field in dataclasses.fields(run)
+        if isinstance(getattr(run, field.name), np.ndarray)
     }
     timeline = _select_timeline(run.timeline, keep) if with_timeline and run.timeline is not None else None
     return dataclasses.replace(run, **columns, timeline=timeline, step_log=None)

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from plimsoll.catalog.rental import Rental
 from plimsoll.core.deployment import EngineSettings
 from plimsoll.core.errors import InfeasibleError, OutOfRangeError
+from plimsoll.core.step import StepModel
+from plimsoll.perf.error_bands import ErrorBand
 from plimsoll.perf.memory import MemoryPlan
 from plimsoll.planner.context import Context
-from plimsoll.planner.estimate import Estimate, Limits, ReplicaEstimator, length_means
+from plimsoll.planner.estimate import Estimate, Limits, ReplicaEstimator
+from plimsoll.planner.pool_estimate import LinkCost, PoolEstimator
 from plimsoll.planner.results import Rejection
 from plimsoll.planner.space import Candidate, GpuLimit, ReplicaConfig, replica_counts
 
@@ -33,6 +36,7 @@ class Screened:
         estimate: without simulation.
         estimator: for latencies at any load.
         notes: what the catalogue says about it.
+        band: where measured step times lie around the predicted ones; None for a step model never compared.
     """
 
     config: ReplicaConfig
@@ -42,6 +46,7 @@ class Screened:
     estimate: Estimate
     estimator: ReplicaEstimator
     notes: tuple[str, ...]
+    band: ErrorBand | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,28 +125,41 @@ def _screen_one(
         refusals[config.stem] = error  # neither looks at the token budget
         raise
     memory = parts.memory(config, context.max_model_len, context.expected_tokens, fits.kv_precision)
-    settings = memory.settings
-    budget = settings.max_num_batched_tokens or 1
-    seats = settings.max_num_seqs or 1
-    limits = Limits(
-        kv_tokens=float(memory.replica_usable_blocks * memory.block_size),
-        max_num_seqs=seats,
-        max_num_batched_tokens=budget,
-        ttft_s=context.targets.ttft_s,
-        tpot_s=context.targets.tpot_s,
-        e2e_s=context.targets.e2e_s,
-    )
-    means = length_means(context.lengths, model.attention_layers, budget, context.targets.percentile)
-    estimator = ReplicaEstimator(context.shared_prefix(model), means, limits)
+    estimator = _estimator(context, config, memory, model)
     return Screened(
         config=config,
-        settings=settings,
+        settings=memory.settings,
         kv_precision=fits.kv_precision,
         memory=memory,
         estimate=estimator.estimate(),
         estimator=estimator,
         notes=(*fits.notes, *memory.notes),
+        band=parts.error_band(model),
     )
+
+
+def _estimator(context: Context, config: ReplicaConfig, memory: MemoryPlan, model: StepModel) -> ReplicaEstimator:
+    """The mean-value model of one replica."""
+    settings, ranks = memory.settings, config.parallelism.dp
+    budget = settings.max_num_batched_tokens or 1
+    limits = Limits(
+        kv_tokens=float(memory.replica_usable_blocks * memory.block_size),
+        max_num_seqs=(settings.max_num_seqs or 1) * ranks,
+        max_num_batched_tokens=budget,
+        ttft_s=context.targets.ttft_s,
+        tpot_s=context.targets.tpot_s,
+        e2e_s=context.targets.e2e_s,
+        ranks=ranks,
+    )
+    means = context.length_means(model.attention_layers, budget)
+    shared = context.shared_prefix(model)
+    if config.pools is None:
+        return ReplicaEstimator(shared, means, limits)
+    told = settings.options
+    link = LinkCost(
+        s_per_token=float(told["transfer_s_per_token"]), latency_s=float(told.get("transfer_latency_s", 0.0))
+    )
+    return PoolEstimator(shared, means, limits, config.pools, link)
 
 
 def _missed_alone(context: Context, one: Screened) -> tuple[str, str] | None:
@@ -168,7 +186,7 @@ def price(context: Context, screened: Sequence[Screened]) -> tuple[list[Priced],
         candidates = []
         dropped: dict[tuple[str, str], list[int]] = {}
         for replicas in counts_within(one.config, context.request.gpus):
-            rented = context.parts.rental(one.config.accelerator, one.config.num_gpus, replicas)
+            rented = context.parts.rental(one.config, replicas)
             reason = _too_dear(context, one, rented) or _too_weak(context, one, replicas)
             if reason is None:
                 candidates.append((Candidate(config=one.config, replicas=replicas), rented))

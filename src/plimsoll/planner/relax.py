@@ -20,6 +20,8 @@ from plimsoll.planner.request import PlanRequest
 from plimsoll.planner.results import Rejection, Relaxation
 from plimsoll.planner.stages import prepare
 
+WOULD_NOT_START = frozenset(("divisibility", "precision", "topology", "engine"))
+"""Reasons against a candidate that no load, target or budget changes."""
 TRIED_FOR_TARGETS = 6
 MOST_TIMES_THE_GPUS = 8
 
@@ -42,6 +44,9 @@ def what_would_give(context: Context, rejected: Sequence[Rejection]) -> tuple[Re
     if one_thing:
         return one_thing
     together = _together(context)
+    if together is not None and together.needed is None and kinds and kinds <= WOULD_NOT_START:
+        reason = rejected[0].reason.rstrip(".")
+        return (Relaxation(what="deployment", text=f"No candidate would start: {reason}."),)
     return (together,) if together is not None else ()
 
 
@@ -52,7 +57,11 @@ def _together(context: Context) -> Relaxation | None:
     free = dataclasses.replace(request, budget_usd_per_hour=None, gpus=many)
     smaller = dataclasses.replace(free, precisions=tolerated_precisions("high", request.model))
     lax = dataclasses.replace(smaller, targets=None, latency_preference="batch")
-    for attempt, given_up in ((free, "budget and GPUs"), (smaller, "and precision"), (lax, "and latency targets")):
+    for attempt, given_up in (
+        (free, "budget and GPUs"),
+        (smaller, "budget, GPUs and precision"),
+        (lax, "budget, GPUs, precision and latency targets"),
+    ):
         choice = _cheapest(_quick(context, attempt))
         if choice is not None:
             money = f" at ${choice.rental.usd_per_hour:.2f}/h" if choice.rental else ""
@@ -163,7 +172,9 @@ def _fastest(race: Race, context: Context) -> list[tuple[Standing, int, float]]:
 
 def _load(context: Context) -> Relaxation | None:
     request = context.request
-    free = dataclasses.replace(request, rate_per_s=None, users=None, throughput_tokens_per_s=None)
+    # Users stay users, so that what fits is in the unit that was asked: of one, which the least deployment carries.
+    one = 1 if context.whole else None
+    free = dataclasses.replace(request, rate_per_s=None, users=one, throughput_tokens_per_s=None)
     race = _quick(context, free)
     leaders = race.best("throughput", 1)
     if not leaders or context.asked_load is None:
@@ -172,7 +183,7 @@ def _load(context: Context) -> Relaxation | None:
     return Relaxation(
         what="load",
         text=(
-            f"{choice.point.throughput:.3g} req/s is the most that fits, instead of "
+            f"{choice.point.throughput:.3g} {context.unit} is the most that fits, instead of "
             f"{context.load_text(context.asked_load)} ({choice.candidate.name})."
         ),
         needed=choice.point.throughput,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.core.deployment import EngineSettings, Parallelism
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.metrics import Targets
+from plimsoll.perf.factors import Factors
+from plimsoll.planner.pools import list_pool_engines
 from plimsoll.planner.preferences import preferred_targets, tolerated_precisions
-from plimsoll.planner.space import GpuLimit
+from plimsoll.planner.space import GpuLimit, is_mixture
 from plimsoll.workload.build import WorkloadSpec
 
 OBJECTIVES = ("cost", "throughput", "latency")
@@ -51,7 +54,9 @@ class PlanRequest:
         step_model: name for `perf.build`.
         token_budgets: tokens of a step to consider; a None stands for the engine's default.
         settings: engine settings that hold for every candidate.
-        tp, pp: ways to consider, None for all that make sense.
+        tp, pp, dp: ways to consider, None for all that make sense.
+        pool_engine: also consider prefill and decode pools by the rules of this engine; None does not.
+        split: machines for prefill and for decode; None tries those around the balance.
         prefix_hit_frac: share of every prompt found in a prefix cache (see `planner.prefix`).
         spare_replicas: replicas beyond what the load needs (N+1): paid for, not counted as capacity.
         optimize: ``cost``, ``throughput`` or ``latency``: what `plans` is ordered by.
@@ -59,6 +64,7 @@ class PlanRequest:
         router: how replicas share the load.
         seed: of everything random.
         starting_point: an existing deployment to compare with.
+        factors: what measured runs say beside the step model, by GPU id; a GPU without an entry was not calibrated.
     """
 
     model: ModelSpec
@@ -80,6 +86,9 @@ class PlanRequest:
     settings: EngineSettings = dataclasses.field(default_factory=EngineSettings)
     tp: tuple[int, ...] | None = None
     pp: tuple[int, ...] | None = None
+    dp: tuple[int, ...] | None = None
+    pool_engine: str | None = None
+    split: tuple[int, int] | None = None
     prefix_hit_frac: float = 0.0
     spare_replicas: int = 0
     optimize: str = "cost"
@@ -87,6 +96,7 @@ class PlanRequest:
     router: str = "round-robin"
     seed: int = 0
     starting_point: StartingPoint | None = None
+    factors: Mapping[str, Factors] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _positive("--rate", self.rate_per_s)
@@ -104,6 +114,10 @@ class PlanRequest:
             raise InputError("--spare", self.spare_replicas, "give zero or more replicas")
         if not 0.0 <= self.prefix_hit_frac < 1.0:
             raise InputError("--prefix-hit", self.prefix_hit_frac, "give a share from 0 to below 1, such as 0.3")
+        self._check_space()
+
+    def _check_space(self) -> None:
+        """What is enumerated."""
         if not self.gpus:
             raise InputError("--gpus", "nothing", "give at least one GPU type, such as H100-SXM:8")
         for limit in self.gpus:
@@ -112,6 +126,14 @@ class PlanRequest:
         for name in ("engines", "token_budgets"):
             if not getattr(self, name):
                 raise InputError(f"--{name.replace('_', '-')}", "nothing", "give at least one")
+        if self.dp and max(self.dp) > 1 and not is_mixture(self.model):
+            remedy = f"{self.model.id} has no experts for data-parallel ranks to share; use replicas instead"
+            raise InputError("--dp", ",".join(map(str, self.dp)), remedy)
+        if self.pool_engine is not None and self.pool_engine not in list_pool_engines():
+            raise UnknownNameError("--disaggregated", self.pool_engine, list_pool_engines())
+        if self.pool_engine is not None and self.spare_replicas:
+            remedy = "leave it out with --disaggregated: which pool a spare belongs to is not searched"
+            raise InputError("--spare", self.spare_replicas, remedy)
 
     def resolved_targets(self) -> Targets:
         """The targets that were given, or those of the latency preference."""

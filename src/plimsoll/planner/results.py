@@ -9,6 +9,8 @@ from typing import Any
 from plimsoll.core.deployment import Deployment
 from plimsoll.metrics import RunMetrics, Targets, Verdict
 from plimsoll.metrics import to_json_dict as metrics_json
+from plimsoll.perf.error_bands import ErrorBand
+from plimsoll.planner.pools import Pools
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,8 @@ class Plan:
     Attributes:
         rank: in its list, from 1.
         deployment: as the engine and the launch commands take it, settings complete.
-        arithmetic: ``8 GPUs = 2 replicas × TP 4``.
+        arithmetic: ``8 GPUs = 2 replicas × TP 4``, or ``4 GPUs = (3 prefill + 1 decode) × TP 1``.
+        pools: prefill and decode machines (the deployment's replicas are both together); None without.
         spare_replicas: of the replicas, paid for but not counted in the capacity.
         judged_load: load of the whole deployment at which `metrics` were simulated (asked for, or half the capacity).
         load_unit: ``req/s`` or ``users``.
@@ -59,11 +62,13 @@ class Plan:
         binding_constraint: what would have to be better for more load, in words.
         why: why it stands where it stands.
         notes: what the catalogue and the memory model say about it.
+        error_band: where measured step times lie around those of this plan; None where nobody compared.
     """
 
     rank: int
     deployment: Deployment
     arithmetic: str
+    pools: Pools | None
     spare_replicas: int
     judged_load: float
     load_unit: str
@@ -83,6 +88,7 @@ class Plan:
     binding_constraint: str
     why: str
     notes: tuple[str, ...]
+    error_band: ErrorBand | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +96,7 @@ class Relaxation:
     """One thing that would have to give where nothing fits, and by how much.
 
     Attributes:
-        what: ``budget``, ``target``, ``load``, ``precision`` or ``gpus``.
+        what: ``budget``, ``target``, ``load``, ``precision``, ``gpus``, ``several``, ``deployment`` (none would start).
         text: one sentence.
         needed: the figure that would do (dollars an hour, the target in seconds, the load), None where it is a name.
         asked: what was asked.
@@ -158,6 +164,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "dp": cut.dp,
         "ep": cut.ep,
         "arithmetic": plan.arithmetic,
+        "pools": None if plan.pools is None else dataclasses.asdict(plan.pools),
         "precision": deployment.precision,
         "kv_precision": deployment.kv_precision,
         "engine": deployment.engine,
@@ -186,6 +193,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "usd_per_million_input_tokens": plan.usd_per_million_input_tokens,
         "usd_per_million_tokens": plan.usd_per_million_tokens,
         "binding_constraint": plan.binding_constraint,
+        "error_band": None if plan.error_band is None else plan.error_band.to_json_dict(),
         "why": plan.why,
         "notes": list(plan.notes),
     }

@@ -160,7 +160,7 @@ def _unchosen(race: Race, standing: Standing, left: list[int]) -> dict[str, list
     """Reasons for the numbers of replicas of a simulated configuration that no choice stands for."""
     context, evaluation = race.context, standing.evaluation
     assert evaluation is not None
-    capacity, spare = evaluation.capacity.max_rate_per_s, context.request.spare_replicas
+    capacity, spare = evaluation.capacity.max_load, context.request.spare_replicas
     found: dict[str, list[int]] = {}
     for replicas in left:
         carried = (replicas - spare) * capacity
@@ -200,7 +200,8 @@ def _verdict(context: Context, plans: tuple[Plan, ...], relaxations: tuple[Relax
 
 
 def _notes(context: Context, rejected: list[Rejection]) -> tuple[str, ...]:
-    lengths = context.loads.unit(context.request.seed).description.split("; ")[0]  # the rate in it is a unit rate
+    source, *rest = context.loads.unit(context.request.seed).description.split("; ")
+    lengths = "; ".join([source, *(part for part in rest if " cut to " in part)])  # the rate in it is a unit rate
     notes = [f"lengths: {lengths}", *context.parts.notes.values()]
     unpriced = sorted({r.config.split(" × ", 1)[1].split(" ", 1)[0] for r in rejected if r.kind == "price"})
     if unpriced:

@@ -12,7 +12,7 @@ from plimsoll.core.run import Run
 from plimsoll.planner.probes import Judge, Judgement, ProbeLength
 
 Probe = Callable[[float, int, int], Run]
-"""``probe(load, seed, num_requests)``: load is requests per second, or users of a closed loop (a whole number)."""
+"""``probe(load, seed, num_requests)``: load is requests per second, or how many users or requests (a whole number)."""
 
 InFlight = Callable[[float], float]
 
@@ -71,13 +71,14 @@ class ProbeRecord:
     """One probe: what was asked, what was seen, what was concluded.
 
     Attributes:
-        load: requests per second (or users) that were offered.
+        load: that was offered, in the unit of the search.
         seed: of the workload and the run.
         num_requests: of the whole probe; `num_measured` of them count, the rest is warm-up.
         short: whether this was a short probe that could only settle a clear failure.
         passed: the verdict; a short probe that settled nothing is recorded with None.
         failed_by: ``ttft``, ``tpot``, ``itl``, ``e2e`` or ``stationarity``; None on a pass.
         figures: the judged percentiles in seconds, by metric, infinite where too much is unfinished.
+        num_censored: by metric: requests of a probe with a horizon whose deadline lies beyond it (`planner.horizon`).
     """
 
     load: float
@@ -88,6 +89,7 @@ class ProbeRecord:
     passed: bool | None
     failed_by: str | None
     figures: dict[str, float]
+    num_censored: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,7 @@ class Asker:
                 passed=(False if self._settles(verdict) else None) if short else verdict.passed,
                 failed_by=verdict.failed_by or None,
                 figures=verdict.figures,
+                num_censored=verdict.num_censored,
             )
         )
         shorter = self.residence_s is None or verdict.residence_s < self.residence_s

@@ -7,7 +7,10 @@ import dataclasses
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InfeasibleError
 from plimsoll.core.source import Source
+from plimsoll.core.step import StepModel
+from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig
+from plimsoll.engine.cluster import can_step_together
 from plimsoll.perf.compositions import MemoryEffect
 from plimsoll.perf.memory import MemoryPlan
 
@@ -15,10 +18,9 @@ from plimsoll.perf.memory import MemoryPlan
 def engine_config(
     memory: MemoryPlan, parallelism: Parallelism, policy: str, replicas: int, router: str
 ) -> EngineConfig:
-    """One replica's engine.
+    """One replica's engine; data-parallel attention ranks are one pool with the sum of blocks, seats and budgets.
 
-    NOTE: data-parallel attention ranks each have blocks, seats and a budget of their own and step in lockstep; here
-    they are one pool with the sum of all three, which is their behaviour when they are evenly loaded.
+    `with_ranks` takes them apart where they can be simulated step by step together.
     """
     settings, ranks = memory.settings, parallelism.dp
     assert settings.max_num_seqs is not None
@@ -34,6 +36,22 @@ def engine_config(
         replicas=replicas,
         router=router,
     )
+
+
+def with_ranks(config: EngineConfig, ranks: int, workload: Workload, model: StepModel) -> tuple[EngineConfig, str]:
+    """Data-parallel ranks that step together, where the engine can; else one pool with the sum of all, and a note."""
+    if ranks == 1:
+        return config, ""
+    single = dataclasses.replace(
+        config,
+        num_blocks=max(config.num_blocks // ranks, 1),
+        max_num_seqs=max(config.max_num_seqs // ranks, 1),
+        max_num_batched_tokens=max(config.max_num_batched_tokens // ranks, 1),
+        ranks=ranks,
+    )
+    if can_step_together(single, workload, model):
+        return single, ""
+    return config, f"the {ranks} data-parallel ranks are simulated as one pool, as if they were evenly loaded"
 
 
 def composed_memory(memory: MemoryPlan, effect: MemoryEffect, expected_tokens: int) -> MemoryPlan:

@@ -45,7 +45,7 @@ def compare_starting_point(context: Context, plans: tuple[Plan, ...]) -> tuple[P
         screened = screen_one(own_context, config)
     except (InfeasibleError, OutOfRangeError) as error:
         return None, f"The starting point would not start: {error}"
-    rental = own_context.parts.rental(config.accelerator, config.num_gpus, start.replicas)
+    rental = own_context.parts.rental(config, start.replicas)
     race = Race(own_context, [Priced(screened=screened, candidates=((candidate, rental),))])
     evaluator = Evaluator(own_context)
     evaluator.know(screened)
@@ -54,13 +54,13 @@ def compare_starting_point(context: Context, plans: tuple[Plan, ...]) -> tuple[P
     finals = Finals(race, Workers(evaluator, 1, num_workers=1))
     assert standing.evaluation is not None
     capacity = standing.evaluation.capacity
-    carried = (start.replicas - own.spare_replicas) * capacity.max_rate_per_s
+    carried = (start.replicas - own.spare_replicas) * capacity.max_load
     if not standing.choices:
         load = own_context.asked_load
         if load is None:
             return None, f"The starting point meets the targets at no load: {capacity.limited_by} fails."
         point = Point(race.cost(rental, carried, carried), carried, 0.0)
-        choice = Choice(candidate=candidate, rental=rental, point=point, load=load)
+        choice = Choice(candidate=candidate, rental=rental, point=point, load=load, doubt=standing.doubt)
         job = WholeJob(config=config, replicas=start.replicas, load=load)
         latency = evaluator.run(job).metrics.e2e_s.mean
         if latency is None:

@@ -81,6 +81,8 @@ class Workers:
         sent = [k for k, task in enumerate(tasks) if not self.evaluator.is_cached(task)]
         if self.num_workers < 2 or len(sent) < 2:
             return [self.evaluator.run(task) for task in tasks]
+        # The longest first, so that nobody begins a long one when the others are done; the results keep their order.
+        sent.sort(key=lambda k: -self.evaluator.expected_work(tasks[k]))
         results = dict(zip(sent, self._send([tasks[k] for k in sent]), strict=True))
         return [results[k] if k in results else self.evaluator.run(tasks[k]) for k in range(len(tasks))]
 

@@ -28,7 +28,7 @@ def render(console: Console, document: dict[str, Any]) -> None:
     console.print(f"[bold]{verdict_line(document)}[/bold]", soft_wrap=True)
     if document["note"]:
         console.print(document["note"], soft_wrap=True)
-    percentile = number(document["targets"]["percentile"])
+    percentile = f"{document['targets']['percentile']:g}"
     names = [name for name in document["targets"] if name != "percentile"]
     table = Table(box=None, padding=(0, 2, 0, 0))
     titles = (
@@ -50,6 +50,9 @@ def render(console: Console, document: dict[str, Any]) -> None:
         )
         table.add_row(str(seed["seed"]), *limits, *figures)
     console.print(table)
+    if document["splits"]:
+        tried = ", ".join(f"{s['prefill']}:{s['decode']} {number(s['max_load'])}" for s in document["splits"])
+        console.print(f"prefill:decode tried, with what each carries in {document['unit']}: {tried}", soft_wrap=True)
     for line in _asked(document):
         console.print(line, soft_wrap=True)
     for line in footing(document):
@@ -59,20 +62,43 @@ def render(console: Console, document: dict[str, Any]) -> None:
 
 def _asked(document: dict[str, Any]) -> list[str]:
     """What was searched for, with the defaults that nobody typed."""
-    targets, workload, length = document["targets"], document["workload"], document["probe_length"]
+    targets, workload = document["targets"], document["workload"]
     limits = ", ".join(
         f"{name.removesuffix('_s').upper()} {seconds(value)}" for name, value in targets.items() if name != "percentile"
     )
     seeds = [seed["seed"] for seed in document["by_seed"]]
-    count = f"{length['min_requests']:,}" + ("" if length["fixed"] else " or more")
     prompt, output = (number(workload[side]["mean_tokens"]) for side in ("prompt", "output"))
     means = f"prompt {prompt} mean, output {output} mean"
-    warmup = f"the first {100 * length['warmup_frac']:.0f} % or more left out as warm-up"
     return [
-        f"targets: {limits} at p{number(targets['percentile'])}",
+        f"targets: {limits} at p{targets['percentile']:g}",
         f"workload: {workload['name']}; {means}",
-        f"probes of {count} requests, {warmup}; seeds {seeds[0]} to {seeds[-1]}",
+        f"{_probes(document)}; seeds {seeds[0]} to {seeds[-1]}",
+        *_censored(document),
     ]
+
+
+def _probes(document: dict[str, Any]) -> str:
+    """How long a probe is, and what of it is not judged."""
+    length, load = document["probe_length"], document["load"]
+    until = "" if load["duration_s"] is None else f", cut at {seconds(load['duration_s'])}"
+    if load["kind"] == "at_once":
+        return f"every probe is one batch at time zero{until}, without warm-up"
+    count = f"{length['min_requests']:,}" + ("" if length["fixed"] else " or more")
+    what = f"probes of {count} requests" if load["duration_s"] is None else f"probes of {seconds(load['duration_s'])}"
+    return f"{what}, the first {100 * length['warmup_frac']:.0f} % or more left out as warm-up"
+
+
+def _censored(document: dict[str, Any]) -> list[str]:
+    """With a horizon: how many requests of the highest passing probe could not be judged, by metric."""
+    if document["load"]["duration_s"] is None:
+        return []
+    passing = [probe for probe in document["probes"] if probe["passed"]]
+    if not passing:
+        return ["requests whose deadline lies beyond the horizon are censored: neither a hit nor a miss"]
+    held = max(passing, key=lambda probe: probe["load"])
+    counts = ", ".join(f"{name.removesuffix('_s').upper()} {count:,}" for name, count in held["num_censored"].items())
+    where = f"{counts} of {held['num_measured']:,} in the probe at {number(held['load'], 4)} {document['unit']}"
+    return [f"requests whose deadline lies beyond the horizon are censored, neither a hit nor a miss: {where}"]
 
 
 def _probe(document: dict[str, Any], seed: int, load: float) -> dict[str, Any] | None:
@@ -84,11 +110,12 @@ def _probe(document: dict[str, Any], seed: int, load: float) -> dict[str, Any] |
 def verdict_line(document: dict[str, Any]) -> str:
     """One line: how much, with its interval, and what fails above."""
     deployment = document["deployment"]
-    where = f"{deployment['model']} on {deployment['num_gpus']} × {deployment['gpu']}"
-    if not document["max_rate_per_s"]:
-        return f"{where} carries no load within its targets: {REASONS[document['limited_by']]} at any rate"
+    pools = " + ".join(f"{count} {name}" for name, count in deployment.get("pools", {}).items() if count)
+    where = f"{deployment['model']} on {deployment['num_gpus']} × {deployment['gpu']}{f' ({pools})' if pools else ''}"
+    if not document["max_load"]:
+        return f"{where} carries no load within its targets: {REASONS[document['limited_by']]} at any load"
     sure = f", {100 * document['confidence']:.0f} % interval" if document["confidence"] else ", bracket"
     return (
-        f"{where} carries {number(document['max_rate_per_s'])} {document['unit']}{sure} "
+        f"{where} carries {number(document['max_load'])} {document['unit']}{sure} "
         f"{interval(document['interval'])}; above that, {REASONS[document['limited_by']]}"
     )

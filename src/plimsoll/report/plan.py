@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from plimsoll.report.text import dollars, interval, number, seconds
+from plimsoll.report.text import band_text, dollars, interval, number, seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +51,8 @@ def render(console: Console, document: dict[str, Any]) -> None:
     if document["plans"]:
         console.print("\n[bold]start plan 1 with[/bold]")
         console.print(document["plans"][0]["launch"]["vllm"], soft_wrap=True, markup=False)
+    for line in _error_lines(document):
+        console.print(f"[dim]{line}[/dim]", soft_wrap=True)
     for note in document["notes"]:
         console.print(f"[dim]note: {note}[/dim]", soft_wrap=True)
     console.print(
@@ -59,10 +61,19 @@ def render(console: Console, document: dict[str, Any]) -> None:
     )
 
 
+def _error_lines(document: dict[str, Any]) -> list[str]:
+    """How far step times may be off, for every GPU that was proposed."""
+    bands = {plan["gpu"]: plan["error_band"] for plan in document["plans"] if plan["error_band"]}
+    if not bands:
+        return []
+    words = "; ".join(f"{gpu} {band_text(band)}" for gpu, band in bands.items())
+    return [f"measured step times lie around these (four runs in five): {words}"]
+
+
 def _table(document: dict[str, Any], plans: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    name = f"p{number(document['targets']['percentile'])}"
+    name = f"p{document['targets']['percentile']:g}"
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     titles = (
         "",
@@ -101,9 +112,11 @@ def _table(document: dict[str, Any], plans: list[dict[str, Any]]) -> Table:
 
 
 def _cut(plan: dict[str, Any]) -> str:
-    """``2 × TP4``: replicas and how one of them is cut."""
+    """``2 × TP4``: replicas and how one of them is cut; ``3P:1D × TP1`` for pools."""
     ways = [f"{name.upper()}{plan[name]}" for name in ("tp", "pp", "dp", "ep") if plan[name] > 1 or name == "tp"]
-    return f"{plan['replicas']} × {' '.join(ways)}"
+    pools = plan["pools"]
+    machines = plan["replicas"] if pools is None else f"{pools['prefill']}P:{pools['decode']}D"
+    return f"{machines} × {' '.join(ways)}"
 
 
 def _reasons(console: Console, document: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from plimsoll.report.text import interval_s, number, seconds, share
+from plimsoll.report.text import band_text, interval_s, number, seconds, share
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +48,9 @@ def verdict_line(document: dict[str, Any]) -> str:
     name = f"{deployment['model']} on {deployment['arithmetic'].replace('GPU', deployment['gpu'], 1)}"
     name = name.replace(f"{deployment['gpu']}s", deployment["gpu"])
     done = f"{number(metrics['requests_per_s'])} requests/s, {number(metrics['output_tokens_per_s'])} output tokens/s"
+    if not counts["finished"]:
+        ends = ", ".join(f"{counts[end]:,} {end}" for end in ("unfinished", "rejected") if counts[end])
+        return f"{name} finishes no request ({ends or 'none came'})"
     if document["queue_grows"]:
         return f"{name}: overloaded, the queue keeps growing (it answers {done})"
     verdict = document["verdict"]
@@ -83,7 +86,7 @@ def _figures(document: dict[str, Any]) -> list[str]:
             held = "holds: " if target["passed"] else "MISSES:"
             name = target["name"].removesuffix("_s").upper()
             lines.append(
-                f"{held} p{number(verdict['percentile'])} {name} {seconds(target['value_s'])} "
+                f"{held} p{verdict['percentile']:g} {name} {seconds(target['value_s'])} "
                 f"against {seconds(target['target_s'])}"
             )
         lines.append(f"goodput: {number(metrics['goodput_per_s'])} requests/s within all targets")
@@ -110,4 +113,6 @@ def footing(document: dict[str, Any]) -> list[str]:
 
 def _sources_line(sources: dict[str, Any]) -> str:
     name = sources["step_model"].get("step_model", "")
-    return f"step cost: {name} ({sources['step_cost']}); KV blocks: {sources['kv_blocks']}"
+    band = sources["error_band"]
+    known = f", measured {band_text(band)} around it in four runs of five" if band else ", never compared with runs"
+    return f"step cost: {name} ({sources['step_cost']}{known}); KV blocks: {sources['kv_blocks']}"

@@ -58,3 +58,13 @@ def interval_s(bounds: list[float | None] | None) -> str:
 def share(value: float | None) -> str:
     """``42.0 %``."""
     return DASH if value is None else f"{100 * value:.1f} %"
+
+
+def signed_percent(value: float) -> str:
+    """``−22 %``, ``+18 %``."""
+    return f"{'−' if value < 0 else '+'}{abs(100 * value):.0f} %"
+
+
+def band_text(band: dict[str, Any] | None) -> str:
+    """``−22 % … +18 %``: where measured step times lie around predicted ones; a dash where nobody compared."""
+    return f"{signed_percent(band['low_frac'])} … {signed_percent(band['high_frac'])}" if band else "–"

@@ -17,38 +17,52 @@ NOTE: an instance's end of the link carries one transfer at a time. Swapping sto
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import deque
 from collections.abc import Sequence
 
 from plimsoll.core.errors import InputError
 from plimsoll.core.step import StepModel
-from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.disaggregated import Clock, Link, Machine
-from plimsoll.engine.pools import check_pools
-from plimsoll.engine.replica import Observer
+from plimsoll.engine.disaggregated import Link, Machine
+from plimsoll.engine.policy import UNLIMITED
+from plimsoll.engine.pools import PooledEngine, check_pools
+from plimsoll.engine.replica import INFINITE, Observer
 from plimsoll.engine.requests import Requests
 
 
 class _Decoder(Machine):
-    """A decode instance: `accepted` has KV here or on its way, `ready` has it here, `swapped` has it in host memory."""
+    """A decode instance: `accepted` has KV here or on its way, `ready` has it here, `swapped` has it in host memory.
+
+    `waiting_blocks` are those of the accepted.
+    """
+
+    by_page = True
 
     def __init__(
         self, requests: Requests, config: EngineConfig, model: StepModel, number: int, observer: Observer | None
     ) -> None:
         super().__init__(requests, config, model, number, observer)
-        self.accepted: dict[int, None] = {}
+        self.waiting_blocks = 0
         self.ready: deque[int] = deque()
         self.swapped: deque[tuple[int, int, int]] = deque()
 
+    def is_between_steps(self, now_s: float) -> bool:
+        """Whether one of the steps that it runs ahead ends now."""
+        return self.runs_ahead() and self.lane.ends[self.next_end(now_s)] == now_s
 
-class Distserve:
+    def free_after(self, step: int) -> int:
+        """Free blocks at the end of a step that was run ahead."""
+        lane = self.lane
+        return self.free_blocks + lane.blocks_for(step + 1, len(lane.ends) - step - 1)
+
+
+@dataclasses.dataclass(eq=False)
+class Distserve(PooledEngine):
     """Prefill and decode pools with a bridge between them.
 
-    Args:
-        config: sizes of every instance.
-        prefill, decode: how many instances of each kind.
-        transfer_s_per_token, transfer_latency_s: the link.
+    Attributes:
         swap_s_per_token: between a decode instance and host memory.
         waiting_frac: share of a decode instance's memory for KV that waits (`waiting_block_prop_threshold`).
 
@@ -56,66 +70,46 @@ class Distserve:
         InputError, InfeasibleError: pools that cannot be, or a link that would be free.
     """
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        *,
-        prefill: int = 1,
-        decode: int = 1,
-        transfer_s_per_token: float = 0.0,
-        transfer_latency_s: float = 0.0,
-        swap_s_per_token: float = 0.0,
-        waiting_frac: float = 0.05,
-    ) -> None:
-        check_pools(config, {"prefill": prefill, "decode": decode})
-        if not 0 < waiting_frac <= 1:
-            raise InputError("waiting_frac", waiting_frac, "give a share above 0 and up to 1")
-        self.config, self.num_prefill, self.num_decode = config, prefill, decode
-        self.link = Link(s_per_token=transfer_s_per_token, latency_s=transfer_latency_s)
-        self.swap_s_per_token, self.waiting_frac = swap_s_per_token, waiting_frac
+    swap_s_per_token: float = dataclasses.field(default=0.0, kw_only=True)
+    waiting_frac: float = dataclasses.field(default=0.05, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_pools(self.config, {"prefill": self.prefill, "decode": self.decode})
+        if not 0 < self.waiting_frac <= 1:
+            raise InputError("waiting_frac", self.waiting_frac, "give a share above 0 and up to 1")
+        self.link = Link(s_per_token=self.transfer_s_per_token, latency_s=self.transfer_latency_s)
+        self.most_waiting = self.waiting_frac * self.config.num_blocks
         self.bridge: deque[tuple[int, Machine]] = deque()
 
     def replicas(self, requests: Requests, model: StepModel, observer: Observer | None, /) -> Sequence[Machine]:
         """Prefill instances first, then decode instances."""
         made = (requests, self.config, model)
         self.requests = requests
-        self.prefills = [Machine(*made, number, observer) for number in range(self.num_prefill)]
-        total = self.num_prefill + self.num_decode
-        self.decoders = [_Decoder(*made, number, observer) for number in range(self.num_prefill, total)]
-        self.pending = [0] * self.num_prefill
-        self.machines: list[Machine] = [*self.prefills, *self.decoders]
+        self.prefills = [Machine(*made, number, observer) for number in range(self.prefill)]
+        total = self.prefill + self.decode
+        self.decoders = [_Decoder(*made, number, observer) for number in range(self.prefill, total)]
+        self.pending = [0] * self.prefill
+        self.machines = [*self.prefills, *self.decoders]
         return self.machines
-
-    def run(self, arrivals: Arrivals, until_s: float, /) -> None:
-        """Serve every request that arrives."""
-        self.clock = Clock(arrivals.closed)
-        self.clock.run(self, arrivals, until_s)
-
-    def only_decodes(self, machine: Machine, /) -> bool:
-        """Decode instances do."""
-        return isinstance(machine, _Decoder)
-
-    def concerns_others(self, machine: Machine, /) -> bool:
-        """What decode instances do concerns nobody else: while somebody waits at the bridge, all take single steps."""
-        return not isinstance(machine, _Decoder)
 
     def arrive(self, request: int, now_s: float, /) -> None:
         """Rule 1."""
-        del now_s
         chosen = self.pending.index(min(self.pending))
         self.pending[chosen] += self.requests.prompt[request]
         self.prefills[chosen].waiting.append(request)
         self.requests.replica[request] = chosen
+        self.clock.wake(self.prefills[chosen], now_s)
 
     def begin_step(self, machine: Machine, now_s: float, until_s: float, /) -> bool:
         """A batch of prompts, or decodes."""
         if isinstance(machine, _Decoder):
             return self._begin_decodes(machine, now_s, until_s)
         batch: list[int] = []
-        tokens, free = 0, machine.free_blocks
+        tokens, free, size = 0, machine.free_blocks, machine.block_size
         for request in machine.waiting:
             prompt = self.requests.prompt[request]
-            free -= machine.blocks(prompt)
+            free += -prompt // size
             tokens += prompt
             full = len(batch) == self.config.max_num_seqs or (batch and tokens > self.config.max_num_batched_tokens)
             if full or free < 0:
@@ -144,63 +138,100 @@ class Distserve:
                 self.bridge.append((request, machine))
         for request in finished:
             machine.free_blocks += machine.blocks(requests.final[request])
-            if request in machine.running:
-                del machine.running[request]
-        self._offer(now_s)
+            machine.running.pop(request, None)
+        if self.bridge:
+            self._offer(machine.number, now_s)
         return finished
+
+    def look_around(self, machine: Machine, now_s: float, /) -> None:
+        """Rule 3, between two steps that were run ahead."""
+        if self.bridge:
+            self._offer(machine.number, now_s)
 
     # -- the bridge ------------------------------------------------------------------------------------------------
 
-    def _offer(self, now_s: float) -> None:
-        """Rule 3, for instances between two steps."""
+    def _offer(self, number: int, now_s: float) -> None:
+        """Rule 3, when machine `number` has ended a step, and of those with steps that end now it is not the first."""
         while self.bridge:
             request, source = self.bridge[0]
             blocks = source.blocks(self.requests.prompt[request])
-            takers = [d for d in self.decoders if not d.busy and blocks <= d.free_blocks and self._accepts(d)]
-            if not takers:
+            taker: _Decoder | None = None
+            most = blocks - 1
+            for decoder in self.decoders:
+                if decoder.swapped or decoder.waiting_blocks >= self.most_waiting:
+                    continue
+                free = decoder.free_blocks
+                if decoder.busy:
+                    if decoder.number > number or not decoder.is_between_steps(now_s):
+                        continue
+                    free = decoder.free_after(decoder.next_end(now_s))
+                if free > most:
+                    taker, most = decoder, free
+            if taker is None:
+                self._ask_to_look(self.decoders, blocks, number, now_s)
                 return
-            taker = max(takers, key=lambda d: (d.free_blocks, -d.number))
             self.bridge.popleft()
+            if taker.free_blocks < blocks:
+                self.clock.wake(taker, now_s)  # it cannot go on as it thought
             taker.free_blocks -= blocks
-            taker.accepted[request] = None
+            taker.waiting_blocks += blocks
             begin_s = max(now_s, source.link_free_s, taker.link_free_s)
             done_s = begin_s + self.link.rest_s(self.requests.prompt[request], 0.0)
             source.link_free_s = taker.link_free_s = done_s
-            self._move(request, source, taker, done_s + self.link.latency_s)
+            there_s = done_s + self.link.latency_s
+            self.clock.at(there_s, functools.partial(self._arrived, request, source, taker, there_s))
 
-    def _accepts(self, decoder: _Decoder) -> bool:
-        if decoder.swapped:
-            return False
-        waiting = sum(decoder.blocks(self.requests.prompt[request]) for request in decoder.accepted)
-        return waiting < self.waiting_frac * decoder.num_blocks
+    def _ask_to_look(self, decoders: Sequence[_Decoder], blocks: int, number: int, now_s: float) -> None:
+        """Of those who could take so many blocks after a step that they run ahead, let the first to end it look.
 
-    def _move(self, request: int, source: Machine, taker: _Decoder, there_s: float) -> None:
-        def arrived(now_s: float) -> None:
-            source.free_blocks += source.blocks(self.requests.prompt[request])
-            self.requests.replica[request] = taker.number
-            taker.ready.append(request)
-            taker.waiting.append(request)
-            del now_s
+        Later in a stretch they have less room, so who could not do so then need not look at all.
+        """
+        first_s, first = INFINITE, None
+        for decoder in decoders:
+            if decoder.room < blocks or not decoder.runs_ahead():
+                continue
+            if decoder.swapped or decoder.waiting_blocks >= self.most_waiting:
+                continue
+            step = decoder.next_end(now_s)
+            end_s = decoder.lane.ends[step]
+            if end_s >= first_s or (end_s == now_s and decoder.number <= number):
+                continue
+            if decoder.free_blocks >= blocks or decoder.free_after(step) >= blocks:
+                first_s, first = end_s, decoder
+        if first is not None:
+            self.clock.look_at(first, first_s)
 
-        self.clock.at(there_s, arrived)
+    def _arrived(self, request: int, source: Machine, taker: _Decoder, now_s: float) -> None:
+        """The KV of a prompt is there."""
+        source.free_blocks += source.blocks(self.requests.prompt[request])
+        self.requests.replica[request] = taker.number
+        taker.ready.append(request)
+        taker.waiting.append(request)
+        if source.waiting:
+            self.clock.wake(source, now_s)
+        self.clock.wake(taker, now_s)
 
     # -- decode instances ------------------------------------------------------------------------------------------
 
     def _begin_decodes(self, decoder: _Decoder, now_s: float, until_s: float) -> bool:
         """Rule 4, then admissions, then steps."""
-        moved = self._swap_out(decoder) + self._admit(decoder)
-        lane = decoder.lane
+        lane, moved = decoder.lane, 0
+        if decoder.free_blocks < lane.hist[-len(lane.ends) % decoder.block_size]:
+            moved = self._swap_out(decoder)
+        else:
+            decoder.preempted = ()
+        if decoder.ready or decoder.swapped:
+            moved += self._admit(decoder)
         if not lane.num:
             return False
-        begin = len(lane.ends)
         if moved:
-            decoder.free_blocks -= lane.blocks_for(begin, 1)
             decoder.begin_mixed([], now_s, moved * self.swap_s_per_token)
             return True
         looks = (decoder.ready or decoder.swapped) and len(decoder.running) < self.config.max_num_seqs
-        steps = 1 if self.bridge or looks else lane.steps_to_finish()
-        steps = decoder.begin_decodes(now_s, lane.steps_within(decoder.free_blocks, steps), until_s)
-        decoder.free_blocks -= lane.blocks_for(begin, steps)
+        decoder.begin_decodes(now_s, 1 if looks else UNLIMITED, until_s)
+        if self.bridge:
+            blocks = decoder.blocks(self.requests.prompt[self.bridge[0][0]])
+            self._ask_to_look([decoder], blocks, decoder.number, now_s)
         return True
 
     def _swap_out(self, decoder: _Decoder) -> int:
@@ -241,7 +272,7 @@ class Distserve:
                 break
             decoder.ready.popleft()
             decoder.waiting.popleft()
-            del decoder.accepted[request]
+            decoder.waiting_blocks -= decoder.blocks(prompt)
             decoder.running[request] = None
             lane.resume(request, prompt, requests.output[request] - 1)
         return moved

@@ -24,15 +24,17 @@ for room lets pass those whose room is set aside. KV goes layer by layer while t
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import deque
 from collections.abc import Sequence
 
 from plimsoll.core.step import StepModel
-from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.disaggregated import Clock, Link, Machine
+from plimsoll.engine.disaggregated import Link, Machine
 from plimsoll.engine.fleet import expected_tokens
-from plimsoll.engine.pools import check_pools
+from plimsoll.engine.policy import UNLIMITED
+from plimsoll.engine.pools import PooledEngine, check_pools
 from plimsoll.engine.replica import Observer
 from plimsoll.engine.requests import Requests
 
@@ -62,25 +64,19 @@ class _Splitter(Machine):
         self.left_out: dict[int, int] = {}
         self.paused_at: dict[int, tuple[int, int]] = {}
         self.began_s = 0.0
-        self.stuck_at = (-1, -1)
+        self.stuck_at = (-1, -1, -1)
 
-    def is_stuck(self) -> bool:
-        """Whether the prompts waiting here were looked at as things are now, and none could begin for lack of room."""
-        return self.stuck_at == (self.free_blocks, len(self.waiting))
-
-    @property
-    def set_aside(self) -> int:
-        """Blocks that are spoken for."""
-        return self.num_blocks - self.free_blocks
+    def is_stuck(self, num_starved: int) -> bool:
+        """Whether the prompts waiting here were looked at as things are now, and none could begin."""
+        return self.stuck_at == (self.free_blocks, len(self.waiting), num_starved)
 
 
-class Splitwise:
-    """Pools of machines that push KV to each other.
+@dataclasses.dataclass(eq=False)
+class Splitwise(PooledEngine):
+    """Pools of machines that push KV to each other; `prefill` is the prompt pool, `decode` the token pool.
 
-    Args:
-        config: sizes of every machine.
-        prefill, decode, mixed: how many machines begin in the prompt, token and mixed pool.
-        transfer_s_per_token, transfer_latency_s: the link.
+    Attributes:
+        mixed: how many machines begin in the mixed pool.
         transfer_layers, overlap_min_tokens: in how many pieces KV is sent, for prompts of how many tokens.
         max_pending_tokens: of a prompt machine that gets another prompt (`prompt_max_pending_batch_tokens`).
         max_preemptions: how often a decode is left out before it goes first.
@@ -89,30 +85,24 @@ class Splitwise:
         InputError, InfeasibleError: pools that cannot be, or a link that would be free.
     """
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        *,
-        prefill: int = 1,
-        decode: int = 1,
-        mixed: int = 0,
-        transfer_s_per_token: float = 0.0,
-        transfer_latency_s: float = 0.0,
-        transfer_layers: int = 1,
-        overlap_min_tokens: int = 512,
-        max_pending_tokens: int = 8192,
-        max_preemptions: int = 4,
-    ) -> None:
-        check_pools(config, {"prefill": prefill, "decode": decode, "mixed": mixed})
-        self.config = config
-        self.homes = [PROMPT] * prefill + [TOKEN] * decode + [MIXED] * mixed
+    _: dataclasses.KW_ONLY
+    mixed: int = 0
+    transfer_layers: int = 1
+    overlap_min_tokens: int = 512
+    max_pending_tokens: int = 8192
+    max_preemptions: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_pools(self.config, {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed})
+        self.homes = [PROMPT] * self.prefill + [TOKEN] * self.decode + [MIXED] * self.mixed
         self.link = Link(
-            s_per_token=transfer_s_per_token,
-            latency_s=transfer_latency_s,
-            layers=transfer_layers,
-            overlap_min_tokens=overlap_min_tokens,
+            s_per_token=self.transfer_s_per_token,
+            latency_s=self.transfer_latency_s,
+            layers=self.transfer_layers,
+            overlap_min_tokens=self.overlap_min_tokens,
         )
-        self.max_pending_tokens, self.max_preemptions = max_pending_tokens, max_preemptions
+        self.limit = min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
         self.decodes_at: dict[int, _Splitter] = {}
         self.has_room: set[int] = set()
 
@@ -125,39 +115,22 @@ class Splitwise:
         self.splitters = [
             _Splitter(requests, self.config, model, number, observer, home) for number, home in enumerate(self.homes)
         ]
-        self.machines: list[Machine] = [*self.splitters]
+        self.machines = [*self.splitters]
         return self.machines
-
-    def run(self, arrivals: Arrivals, until_s: float, /) -> None:
-        """Serve every request that arrives."""
-        self.clock = Clock(arrivals.closed)
-        self.clock.run(self, arrivals, until_s)
-
-    def only_decodes(self, machine: Machine, /) -> bool:
-        """So does a machine whose prompts, if any, have to wait for room."""
-        assert isinstance(machine, _Splitter)
-        return not machine.waiting or machine.is_stuck()
-
-    def concerns_others(self, machine: Machine, /) -> bool:
-        """Where a request ends, a waiting prompt may begin, whose KV goes elsewhere."""
-        return bool(machine.waiting)
 
     # -- at the arrival --------------------------------------------------------------------------------------------
 
     def arrive(self, request: int, now_s: float, /) -> None:
         """Rules 1 to 3."""
-        del now_s
         prompt = self.requests.prompt[request]
         at = self._prompt_machine(request, PROMPT) or self._prompt_machine(request, MIXED)
         then = self._token_machine(request, TOKEN) or self._token_machine(request, MIXED)
         if at is None:
-            at = min(self._pool(TOKEN), key=lambda m: m.pending_tokens, default=None)
-            if at is not None:
-                at.pool = MIXED
+            at = self._least_pending(TOKEN)
+            self._join_mixed(at, now_s)
         if then is None:
-            then = min(self._pool(PROMPT), key=lambda m: m.set_aside, default=None)
-            if then is not None:
-                then.pool = MIXED
+            then = self._most_free(PROMPT)
+            self._join_mixed(then, now_s)
         if at is None or then is None or not self._room(request, at, then):
             at = then = min(self.splitters, key=lambda m: m.pending_tokens)
         else:
@@ -167,19 +140,37 @@ class Splitwise:
         then.pending_tokens += 1
         at.waiting.append(request)
         self.requests.replica[request] = at.number
+        self.clock.wake(at, now_s)
 
-    def _pool(self, name: str) -> list[_Splitter]:
-        return [machine for machine in self.splitters if machine.pool == name]
+    def _join_mixed(self, machine: _Splitter | None, now_s: float) -> None:
+        if machine is not None:
+            machine.pool = MIXED
+            if not machine.pending_tokens:
+                self.clock.wake(machine, now_s)  # it goes home at once, if it gets nothing to do after all
+
+    def _least_pending(self, pool: str) -> _Splitter | None:
+        best: _Splitter | None = None
+        for machine in self.splitters:
+            if machine.pool == pool and (best is None or machine.pending_tokens < best.pending_tokens):
+                best = machine
+        return best
+
+    def _most_free(self, pool: str) -> _Splitter | None:
+        best: _Splitter | None = None
+        for machine in self.splitters:
+            if machine.pool == pool and (best is None or machine.free_blocks > best.free_blocks):
+                best = machine
+        return best
 
     def _prompt_machine(self, request: int, pool: str) -> _Splitter | None:
-        best = min(self._pool(pool), key=lambda m: m.pending_tokens, default=None)
+        best = self._least_pending(pool)
         if best is None:
             return None
         full = best.pending_tokens + self.requests.prompt[request] > self.max_pending_tokens
         return None if best.waiting and full else best
 
     def _token_machine(self, request: int, pool: str) -> _Splitter | None:
-        best = min(self._pool(pool), key=lambda m: m.set_aside, default=None)
+        best = self._most_free(pool)
         return None if best is None or best.blocks(self.expected[request]) > best.free_blocks else best
 
     def _room(self, request: int, at: _Splitter, then: _Splitter) -> bool:
@@ -206,24 +197,31 @@ class Splitwise:
             machine.pool = machine.home
         if not machine.waiting and not machine.running:
             return False
-        starved = [r for r in machine.running if machine.left_out.get(r, 0) >= self.max_preemptions]
-        starved = starved[: min(self.config.max_num_seqs, self.config.max_num_batched_tokens)]
-        looks = machine.waiting and not machine.is_stuck()
-        prompts, room = self._prompts(machine, len(starved)) if looks else ([], self._limit())
-        self._choose_decodes(machine, starved, room if prompts else self._limit() - len(starved))
+        starved: list[int] = []
+        if machine.left_out:
+            starved = [r for r in machine.running if machine.left_out.get(r, 0) >= self.max_preemptions]
+            starved = starved[: self.limit]
+        prompts: list[int] = []
+        room = self.limit - len(starved)
+        if machine.waiting and not machine.is_stuck(len(starved)):
+            prompts, left = self._prompts(machine, len(starved))
+            if prompts:
+                room = left
+        if len(machine.running) > room + len(starved):
+            self._choose_decodes(machine, starved, room)
+        elif machine.paused_at:
+            for request in machine.running:
+                if request in machine.paused_at:
+                    machine.lane.resume(request, *machine.paused_at.pop(request))
+            machine.blocked.clear()
         if prompts:
             machine.began_s = now_s
             machine.begin_mixed(prompts, now_s)
         elif machine.lane.num:
-            calm = not machine.paused_at and (not machine.waiting or machine.is_stuck())
-            steps = machine.lane.steps_to_finish() if calm else 1
-            machine.begin_decodes(now_s, steps, until_s)
+            machine.begin_decodes(now_s, 1 if machine.paused_at else UNLIMITED, until_s)
         else:
             return False
         return True
-
-    def _limit(self) -> int:
-        return min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
 
     def _prompts(self, machine: _Splitter, num_starved: int) -> tuple[list[int], int]:
         """Prompts of the step, and for how many more decodes there is room."""
@@ -244,14 +242,11 @@ class Splitwise:
             chosen.append(request)
             seats -= 1
             budget -= prompt
-        stuck = not chosen and not num_starved
-        machine.stuck_at = (machine.free_blocks, len(machine.waiting)) if stuck else (-1, -1)
+        machine.stuck_at = (-1, -1, -1) if chosen else (machine.free_blocks, len(machine.waiting), num_starved)
         return chosen, max(0, min(seats, budget))
 
     def _choose_decodes(self, machine: _Splitter, starved: list[int], room: int) -> None:
         """Let the lane hold who decodes in this step, and count who does not."""
-        if not machine.paused_at and len(machine.running) <= room + len(starved):
-            return
         first = set(starved)
         others = [*machine.blocked, *(r for r in machine.running if r not in machine.blocked)]
         chosen = first.union([r for r in others if r not in first][:room])
@@ -281,17 +276,19 @@ class Splitwise:
             else:
                 machine.leave_first_token(request)
                 self._push(request, machine, now_s)
-        finished += lane.take_finished()[0]
+        if lane.due <= len(lane.ends):
+            finished += lane.take_finished()[0]
         for request in finished:
-            self._forget(request, machine)
+            self._forget(request, machine, now_s)
         return finished
 
-    def _forget(self, request: int, machine: _Splitter) -> None:
+    def _forget(self, request: int, machine: _Splitter, now_s: float) -> None:
         then = self.decodes_at.pop(request)
         then.pending_tokens -= 1
         then.free_blocks += then.blocks(self.expected[request])
         if then is not machine:
             machine.free_blocks += machine.blocks(self.requests.prompt[request])
+            self.clock.wake(then, now_s)
         machine.running.pop(request, None)
         machine.left_out.pop(request, None)
 
@@ -301,9 +298,14 @@ class Splitwise:
         done_s = begin_s + self.link.rest_s(self.requests.prompt[request], now_s - source.began_s)
         source.link_free_s = then.link_free_s = done_s
 
-        def arrived(_: float) -> None:
-            source.free_blocks += source.blocks(self.requests.prompt[request])
-            self.requests.replica[request] = then.number
-            then.arrived.append(request)
+        there_s = done_s + self.link.latency_s
+        self.clock.at(there_s, functools.partial(self._arrived, request, source, then, there_s))
 
-        self.clock.at(done_s + self.link.latency_s, arrived)
+    def _arrived(self, request: int, source: _Splitter, then: _Splitter, now_s: float) -> None:
+        """The KV of a prompt is there."""
+        source.free_blocks += source.blocks(self.requests.prompt[request])
+        self.requests.replica[request] = then.number
+        then.arrived.append(request)
+        if source.waiting:
+            self.clock.wake(source, now_s)
+        self.clock.wake(then, now_s)

@@ -5,8 +5,9 @@ logical batch is full. The logical batch runs as one forward pass per `ubatch_si
 all of them are done. A request waits until a slot is free; first come first served.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/server-context.cpp (``update_slots``), its README
-(``--batch-size`` 2048, logical; ``--ubatch-size`` 512, physical; ``--parallel`` slots, 4 where it chooses itself), and
-src/llama-context.cpp (``n_ctx_seq = n_ctx / n_seq_max`` without a unified cache).
+(at commit 00dc8057, read 2026-11-20: ``--batch-size`` 2048, logical; ``--ubatch-size`` 512, physical; ``--ctx-size`` 0,
+the model's own), server.cpp (``--parallel`` -1, its default: 4 slots that share a unified cache), and
+src/llama-context.cpp (``n_ctx_seq = n_ctx / n_seq_max`` without a unified cache, as with a given ``--parallel``).
 
 NOTE: a slot's share of the context is held while a request is in it (no unified cache), and a request that could exceed
 it is rejected, where the server would cut its answer short. Prompt caching in slots is not modelled, nor are layers on

@@ -39,6 +39,7 @@ class Orca(GeneralPolicy):
     """
 
     memory = "fixed"
+    pipelined = True
 
     def __init__(
         self, config: EngineConfig, *, reservation: str = "max", max_batch_size: int = 0, buddy: bool = False
@@ -50,23 +51,28 @@ class Orca(GeneralPolicy):
         self.longest = longest_sequence(config)
         self.block_size = config.block_size
         self.buddy = Buddy(config.num_blocks) if buddy else None
+        self._tokens: list[int] = []
         self._until_arrival = GeneralPlan(holds=UNLIMITED)
         self._until_finish = GeneralPlan(holds=UNLIMITED, wakes_on_arrival=False)
         self._chunks_plan = GeneralPlan()
 
     def reserve(self, requests: Requests, request: int, /) -> int:
         """By the kind of reservation; from a buddy allocator, a power of two of blocks."""
-        if self.reservation == "max":
-            tokens = self.longest
-        elif self.reservation == "pow2":
-            tokens = requests.prompt[request] + next_power_of_two(requests.output[request])
-        elif self.reservation == "oracle":
-            tokens = requests.prompt[request] + requests.output[request]
+        if not self._tokens:
+            self._tokens = self._reservations(requests)
+        return self._tokens[request]
+
+    def _reservations(self, requests: Requests) -> list[int]:
+        if self.reservation == "pow2":
+            output = [next_power_of_two(tokens) for tokens in requests.output]
         else:
-            tokens = requests.prompt[request] + requests.told_output[request]
-        tokens = min(tokens, self.longest)
+            output = requests.told_output if self.reservation == "told" else requests.output
+        longest, size = self.longest, self.block_size
+        tokens = [min(prompt + more, longest) for prompt, more in zip(requests.prompt, output, strict=True)]
+        if self.reservation == "max":
+            tokens = [longest] * len(requests)
         if self.buddy is not None:
-            tokens = next_power_of_two(-(-tokens // self.block_size)) * self.block_size
+            tokens = [next_power_of_two(-(-count // size)) * size for count in tokens]
         return tokens
 
     def accepts(self, requests: Requests, config: EngineConfig, /) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -75,11 +81,6 @@ class Orca(GeneralPolicy):
             return super().accepts(requests, config)
         most = self.buddy.largest * config.block_size
         return np.array([self.reserve(requests, i) <= most for i in range(len(requests))])
-
-    def admitted(self, view: GeneralState, request: int, /) -> None:
-        """Take a piece of the buddy allocator's memory."""
-        if self.buddy is not None:
-            self.buddy.take(request, self.reserve(view.requests, request) // self.block_size)
 
     def released(self, view: GeneralState, request: int, /) -> None:
         """Give the piece back."""
@@ -102,13 +103,12 @@ class Orca(GeneralPolicy):
         return plan
 
     def _admissions(self, view: GeneralState, seats: int) -> list[Chunk]:
-        requests, size, free = view.requests, self.block_size, view.free_blocks
-        trial = None if self.buddy is None else self.buddy.trial()
+        requests, size, free, buddy = view.requests, self.block_size, view.free_blocks, self.buddy
         chunks: list[Chunk] = []
         for request in view.waiting:
             blocks = -(-self.reserve(requests, request) // size)
             free -= blocks
-            if free < 0 or (trial is not None and not trial.take(request, blocks)):
+            if free < 0 or (buddy is not None and not buddy.take(request, blocks)):
                 break
             chunks.append((request, requests.target[request]))
             if len(chunks) == seats:

@@ -25,6 +25,8 @@ from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralP
 from plimsoll.engine.general_rules import longest_sequence
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from plimsoll.engine.config import EngineConfig
     from plimsoll.engine.general_state import GeneralState
     from plimsoll.engine.requests import Requests
@@ -66,6 +68,7 @@ class S3(GeneralPolicy):
         self.swap_block_s = swap_block_s
         self._bounds: list[int] | None = None
         self._keys: list[int] = []
+        self._reserved: list[int] = []
         self._until_arrival = GeneralPlan(holds=UNLIMITED)
         self._until_finish = GeneralPlan(holds=UNLIMITED, wakes_on_arrival=False)
         self._chunks_plan = GeneralPlan()
@@ -86,29 +89,35 @@ class S3(GeneralPolicy):
 
     def reserve(self, requests: Requests, request: int, /) -> int:
         """The prompt and the bucket's upper end, doubled for each time it was too little."""
-        output = self.predicted(requests)[request] << min(requests.preemptions[request], 40)
+        times = requests.preemptions[request]
+        if not times and self._reserved:
+            return self._reserved[request]
+        output = self.predicted(requests)[request] << min(times, 40)
         return min(requests.prompt[request] + output, self.longest)
 
     def key(self, view: GeneralState, request: int, /) -> int:
         """Largest first; nobody who waits has been preempted, since those are swapped out."""
         if not self._keys:
             requests = view.requests
-            self._keys = [-self._blocks(requests, i) for i in range(len(requests))]
+            predicted = zip(requests.prompt, self.predicted(requests), strict=True)
+            self._reserved = [min(prompt + output, self.longest) for prompt, output in predicted]
+            self._keys = [-tokens // self.block_size for tokens in self._reserved]
         return self._keys[request]
 
     def plan(self, view: GeneralState, /) -> GeneralPlan:
         """Whoever outgrew its memory leaves; those who left come back; then the largest that fit."""
-        evict = tuple((request, "swap", "front") for request in view.outgrown)
-        if not evict and not view.swapped:
-            if not view.waiting or len(view.running) >= self.seats:
-                return self._until_arrival if len(view.running) < self.seats else self._until_finish
-            chunks = self._largest_that_fit(view, view.free_blocks, self.seats - len(view.running))
+        if not view.outgrown and not view.swapped:
+            seats = self.seats - len(view.running)
+            if not view.waiting or seats <= 0:
+                return self._until_arrival if seats > 0 else self._until_finish
+            chunks = self._largest_that_fit(view, view.free_blocks, seats)
             if not chunks:
                 # NOTE: somebody small may arrive and fit, so unlike in first-come queues arrivals do count.
                 return self._until_arrival
             plan = self._chunks_plan
             plan.chunks = chunks
             return plan
+        evict = tuple((request, "swap", "front") for request in view.outgrown)
         free = view.free_blocks + sum(view.held_blocks(request) for request in view.outgrown)
         seats = self.seats - len(view.running) + len(evict)
         back: list[int] = []
@@ -128,11 +137,12 @@ class S3(GeneralPolicy):
     def _largest_that_fit(self, view: GeneralState, free: int, seats: int) -> list[Chunk]:
         """Decreasing first fit over the queue, which is sorted."""
         requests, waiting, keys = view.requests, view.waiting, self._keys
+        first_from = getattr(waiting, "first_from", None) or _first_from(waiting, keys)
         chunks: list[Chunk] = []
-        at = 0
+        at, num_waiting = 0, len(waiting)
         while seats and free > 0:
-            at = bisect_left(waiting, -free, lo=at, key=keys.__getitem__)
-            if at == len(waiting):
+            at = first_from(-free, at)
+            if at == num_waiting:
                 break
             request = waiting[at]
             chunks.append((request, requests.target[request]))
@@ -143,3 +153,8 @@ class S3(GeneralPolicy):
 
     def _blocks(self, requests: Requests, request: int) -> int:
         return -(-self.reserve(requests, request) // self.block_size)
+
+
+def _first_from(waiting: Sequence[int], keys: Sequence[int]) -> Callable[[int, int], int]:
+    """`SortedQueue.first_from` of a queue that is any sorted sequence."""
+    return lambda key, low: bisect_left(waiting, key, lo=low, key=keys.__getitem__)

@@ -31,6 +31,7 @@ class Sarathi(GeneralPolicy):
     """
 
     memory = "fixed"
+    pipelined = True
 
     def __init__(self, config: EngineConfig, *, chunk_size: int = 256, aligned: bool = True) -> None:
         if chunk_size < 1:

@@ -39,6 +39,8 @@ class SarathiServe(GeneralPolicy):
         watermark: share of blocks that admission leaves free.
     """
 
+    pipelined = True
+
     def __init__(self, config: EngineConfig, *, chunk_size: int = 512, watermark: float = 0.01) -> None:
         if chunk_size < 1:
             raise InputError("chunk_size", chunk_size, "give at least 1 token")
@@ -63,7 +65,7 @@ class SarathiServe(GeneralPolicy):
             if victims:
                 return self._after_evictions(view, victims)
         budget = self.budget - view.num_decode
-        seats = self.seats - len(view.running)
+        seats = self.seats - len(view.seated)
         if budget <= 0:
             return self._until_finish
         if not view.prefilling and (not seats or not view.waiting):
@@ -126,7 +128,7 @@ class SarathiServe(GeneralPolicy):
         free += sum(1 for request in decodes if not view.cached_tokens(request) % size)
         chunks: list[Chunk] = []
         budget = self._go_on(view, chunks, budget, victims)
-        seats = self.seats - len(view.running) + len(victims)
+        seats = self.seats - len(view.seated) + len(victims)
         if budget and seats:
             queue = [(request, lengths[request]) for request in reversed(victims)]
             queue += [(request, target[request]) for request in view.waiting]

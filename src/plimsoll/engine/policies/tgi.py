@@ -9,7 +9,9 @@
    suffices to the end.
 
 Source: https://github.com/huggingface/text-generation-inference/blob/main/backends/v3/src/backend.rs and queue.rs
-(``batching_task``, ``next_batch``); defaults of launcher/src/main.rs: ratio 0.3, 20 waiting tokens, 4096 prompt tokens.
+(``batching_task``, ``next_batch``). Defaults of docs/source/reference/launcher.md at commit 032fc4c4, read 2026-11-20:
+ratio 0.3, 20 waiting tokens. It gives `max_batch_prefill_tokens` as ``max_input_tokens + 50``, whereas
+launcher/src/main.rs takes what its estimate of the card's compute allows, or 4096.
 
 NOTE: prefix caching and chunked prompts of TGI 3 are not modelled. `max_batch_total_tokens` is the KV memory.
 """

@@ -43,6 +43,8 @@ class Trtllm(GeneralPolicy):
         enable_chunked_context: whether prompts may be cut at the tokens of a step; if not, longer ones are rejected.
     """
 
+    pipelined = True
+
     def __init__(
         self,
         config: EngineConfig,

@@ -86,6 +86,7 @@ class VllmV1:
         self.budget = config.max_num_batched_tokens
         self.simple_budget = -1 if long_prefill_token_threshold else self.budget
         self.seats = max_num_active_seqs or config.max_num_seqs
+        self.in_turn = not (self.by_priority or long_prefill_token_threshold_adaptive)  # see `policy`
         self.block_size = config.block_size
         self.chunked = enable_chunked_prefill
         self.threshold = long_prefill_token_threshold
@@ -93,7 +94,9 @@ class VllmV1:
         self.reserve_full_isl = reserve_full_isl
         # NOTE: vLLM counts its null block, which is not among the usable ones, into the watermark's base.
         self.watermark_blocks = int(watermark * (config.num_blocks + 1))
-        self._chunks_plan = StepPlan([], wakes_on_arrival=False)  # the same objects every time: making one is slow
+        # A prompt that stays part-way has taken the rest of the budget, and goes on doing so. The same objects every
+        # time: making one is slow.
+        self._chunks_plan = StepPlan([], wakes_on_arrival=False, then_fill=self.budget)
         self._fill_plan = StepPlan([], wakes_on_arrival=False, fill=self.budget)
         self.decode_until_arrival = StepPlan([], holds=UNLIMITED)
         self.decode_until_finish = StepPlan([], holds=UNLIMITED, wakes_on_arrival=False)
@@ -137,7 +140,8 @@ class VllmV1:
             return self._in_list_order(replica) if self._blocks else self._evict_last(replica, -free)
         if replica.prefilling:
             # Without a threshold there is one part-way prefill at most, and it is the last of the running list.
-            ((request, done),) = replica.prefilling.items()
+            (request,) = replica.prefilling
+            done = replica.prefilling[request]
             left = replica.requests.target[request] - done
             tokens = left if left < budget else budget
             free += -(done + tokens) // size - -done // size

@@ -21,5 +21,4 @@ class LeastPendingTokens:
     def choose(self, fleet: Fleet, request: int, now_s: float, /) -> int:
         """The replica with the least work left at `now_s`."""
         del request, now_s
-        pending = fleet.pending_tokens()
-        return pending.index(min(pending))
+        return fleet.least_pending()

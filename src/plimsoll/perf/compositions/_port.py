@@ -25,6 +25,7 @@ from typing import Protocol, cast
 
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.perf.build import DescribedStepModel, build_step_model
+from plimsoll.perf.calibrated import calibrated
 from plimsoll.perf.request import StepModelRequest
 
 Value = str | int | float | bool
@@ -205,7 +206,7 @@ def build_composed(name: str, request: StepModelRequest, choices: Sequence[Choic
     model = build_step_model(base, request)
     for module, options in stack:
         model = module.build(model, request, options)
-    return model
+    return calibrated(model, request.factors)
 
 
 def _prepare(request: StepModelRequest, stack: Sequence[tuple[Composition, Options]]) -> StepModelRequest:

@@ -96,6 +96,11 @@ class Composed:
         """Pipeline stages; all times are those of one stage."""
         return self.inner.num_stages
 
+    @property
+    def draw_bursts(self) -> Any:
+        """What tokens that come together are drawn from, if the model inside speculates; else None."""
+        return getattr(self.inner, "draw_bursts", None)
+
     def step_s(
         self,
         prefill_tokens: int,

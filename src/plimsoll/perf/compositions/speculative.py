@@ -7,15 +7,15 @@ A verify step works on `tokens` + 1 rows per sequence, reads each cache once, an
     ``ngram``  a look-up on the host: `host_ms` per step (prompt look-up)
 
 With ``amortise`` (the default) a step costs its share per token, time / expected tokens, so that an engine that takes
-one token a step has the right rate but no bursts. Without, a step is the whole verify step, for an engine that takes
-`draw_tokens` of it. Prompts are prefilled by target and draft alike.
+one token a step has the right rate; it hands them out in bursts afterwards (`draw_bursts`). Without, a step is a whole
+verify step, for an engine that takes `draw_tokens` of it. Prompts are prefilled by target and draft alike.
 NOTE: the draft's cache is read like the target's; where their windows differ, as if both had the target's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -78,6 +78,11 @@ class Speculative(Composed):
     def expected_tokens_per_step(self) -> float:
         """Mean tokens that a verify step yields to each sequence."""
         return expected_tokens(self._acceptance)
+
+    @property
+    def draw_bursts(self) -> Callable[[int, np.random.Generator], npt.NDArray[np.int64]] | None:
+        """What an engine that takes one token a step draws bursts from; None where a step is a whole verify step."""
+        return self.draw_tokens if self.options["amortise"] else None
 
     def draw_tokens(self, num_steps: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Tokens of each of `num_steps` verify steps of one sequence."""

@@ -88,6 +88,9 @@ class BlockWork:
         overlap: transfers and compute of neighbouring batches overlap.
         kept_tokens: cache entries that a sequence keeps after its prefill; None keeps all.
         combine: ``shipped`` or ``paper`` (see the module's text).
+        timed_tokens: output tokens over which a decode is averaged, None for all: FlexGen's benchmarks time the first
+            few and take the others to cost as much (``--cut-gen-len N``; ``--debug fewer_batch``: twenty layers of the
+            first decode), though the cache of the others is longer.
     """
 
     prompt_tokens: int
@@ -100,11 +103,14 @@ class BlockWork:
     overlap: bool = True
     kept_tokens: float | None = None
     combine: str = "shipped"
+    timed_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens", "gpu_batch", "num_gpu_batches"):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "write a whole number from 1")
+        if self.timed_tokens is not None and self.timed_tokens < 1:
+            raise InputError("timed_tokens", self.timed_tokens, "write a whole number from 1, or leave it out")
         if self.combine not in ("shipped", "paper"):
             raise InputError("combine", self.combine, "write shipped or paper")
         if self.compress_cache and self.cpu_attention:
@@ -117,8 +123,9 @@ class BlockWork:
 
     @property
     def mean_decode_tokens(self) -> float:
-        """Cache entries that a decode reads, averaged over the output: s + n/2, or what is kept."""
-        full = self.prompt_tokens + self.output_tokens / 2
+        """Cache entries that a decode reads, averaged over what is timed of the output: s + n/2, or what is kept."""
+        averaged = self.output_tokens if self.timed_tokens is None else min(self.output_tokens, self.timed_tokens)
+        full = self.prompt_tokens + averaged / 2
         return full if self.kept_tokens is None else min(full, self.kept_tokens)
 
     @property

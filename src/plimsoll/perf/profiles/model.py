@@ -114,7 +114,7 @@ class Profiled:
 
     @property
     def needs_longest(self) -> bool:
-        """Whether `step_s` and `decode_line` are better with the longest decode as a last argument."""
+        """Whether the engine is to tell the longest decode; see `core.step.LongestStepModel`."""
         return self._alpha > 0
 
     def step_s(
@@ -217,10 +217,10 @@ class Profiled:
 
     # Range -------------------------------------------------------------------------------------------------------
 
-    def covers(self, shape: StepShape) -> bool:
-        """Whether the step lies inside what was measured."""
+    def covers(self, shape: StepShape, ranks: int | None = None) -> bool:
+        """Whether the step lies inside what was measured; `ranks` share it, by default all data-parallel ones."""
         try:
-            self._check(shape, self._parallelism.dp)
+            self._check(shape, ranks or self._parallelism.dp)
         except OutOfRangeError:
             return False
         return True

@@ -1,0 +1,207 @@
+"""`calibrate`: what do measured runs say of a deployment, beside what its step model says?"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plimsoll._version import __version__
+from plimsoll.api.calibrations import step_model_identity
+from plimsoll.api.documents import deployment_json, sources_json
+from plimsoll.api.resolve import Resolved, resolve_for
+from plimsoll.api.scenario import CalibrateScenario, build
+from plimsoll.calibration import FACTORS, Calibration, Fit, MeasuredRun, Seen, fit, read_measured
+from plimsoll.calibration.snapshots import is_snapshot, read_num_blocks
+from plimsoll.core.errors import InputError
+from plimsoll.core.run import Run
+from plimsoll.core.source import Source
+from plimsoll.engine import simulate as run_engine
+from plimsoll.perf.calibrated import calibrated
+from plimsoll.perf.factors import Factors
+
+Progress = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationResult:
+    """What a calibration answers.
+
+    Attributes:
+        scenario: what was asked.
+        resolved: the deployment without factors.
+        runs: what was measured.
+        fit: factors, and errors of the part held back.
+        calibration: the file's content.
+        wall_s: of the fit.
+        notes: sentences for the user.
+    """
+
+    scenario: CalibrateScenario
+    resolved: Resolved
+    runs: tuple[MeasuredRun, ...]
+    fit: Fit
+    calibration: Calibration
+    wall_s: float
+    notes: tuple[str, ...]
+
+    @property
+    def improved(self) -> bool:
+        """Whether the factors bring the figures held back closer."""
+        return self.fit.error_after < self.fit.error_before
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The document that ``plimsoll calibrate --json`` prints."""
+        return {
+            "improved": self.improved,
+            "factors": dict(self.calibration.factors),
+            "deviations": dict(self.fit.deviations),
+            "not_carried": dict(self.fit.not_carried),
+            "fitted_on": self.fit.fitted_on,
+            "held_back": self.fit.held_back,
+            "error_before": self.fit.error_before,
+            "error_after": self.fit.error_after,
+            "before": {run: dict(figures) for run, figures in self.fit.before.items()},
+            "after": {run: dict(figures) for run, figures in self.fit.after.items()},
+            "runs": [{"name": run.name, "num_requests": len(run), "concurrency": run.concurrency} for run in self.runs],
+            "deployment": deployment_json(self.resolved),
+            "sources": sources_json(self.resolved),
+            "wall_s": self.wall_s,
+            "notes": list(self.notes),
+            "version": __version__,
+        }
+
+
+def calibrate(
+    scenario: CalibrateScenario | None = None, *, on_simulation: Progress | None = None, **fields: Any
+) -> CalibrationResult:
+    """Fit a few physical factors to measured runs, and judge them on a part that was held back.
+
+    Args:
+        scenario: what is asked; or give its fields as keywords: ``calibrate(results="measured.csv",
+            model="Llama-3.1-8B", gpu="RTX-4090")``.
+        on_simulation: called with the number of simulations done so far.
+        **fields: of `CalibrateScenario`.
+
+    Raises:
+        InputError, UnknownNameError: a file or a field that cannot be used, a factor that the data does not carry.
+        InfeasibleError: the deployment would not start.
+    """
+    asked = scenario if scenario is not None else build(CalibrateScenario, fields)
+    if asked.calibration is not None:
+        raise InputError("--calibration", asked.calibration, "leave it out: calibrate writes such a file")
+    runs, printed_blocks = _read(asked)
+    resolved = resolve_for(asked, runs[0].workload())
+    fixed, notes = _blocks(resolved, runs, printed_blocks)
+    started_s = time.perf_counter()
+    simulate = _Simulation(resolved, fixed, asked.seed, on_simulation)
+    wanted = [name.strip().replace("-", "_") for name in asked.fit.split(",")] if asked.fit is not None else None
+    wanted = [f"{name}_s" if name in ("per_step", "per_request") else name for name in wanted] if wanted else wanted
+    found = fit(runs, simulate, wanted)
+    return CalibrationResult(
+        scenario=asked,
+        resolved=resolved,
+        runs=tuple(runs),
+        fit=found,
+        calibration=_calibration(asked, resolved, found, fixed),
+        wall_s=time.perf_counter() - started_s,
+        notes=(*resolved.notes, *notes),
+    )
+
+
+class _Simulation:
+    """What the requests of a measured run would see under factors; counts how often it was asked."""
+
+    def __init__(
+        self, resolved: Resolved, fixed: Mapping[str, float], seed: int, on_simulation: Progress | None
+    ) -> None:
+        self._resolved, self._fixed, self._seed, self._tell = resolved, fixed, seed, on_simulation
+        self._count = 0
+
+    def __call__(self, measured: MeasuredRun, values: Mapping[str, float]) -> Seen:
+        self._count += 1
+        if self._tell is not None:
+            self._tell(self._count)
+        factors = Factors(**{**self._fixed, **values})
+        resolved = self._resolved
+        num_blocks = max(2, round(resolved.config.num_blocks * factors.kv_blocks))
+        config = dataclasses.replace(resolved.config, num_blocks=num_blocks, frontend_s=factors.per_request_s)
+        run = run_engine(measured.workload(), config, calibrated(resolved.step_model, factors), seed=self._seed)
+        return seen(run)
+
+
+def seen(run: Run) -> Seen:
+    """TTFT, TPOT and end-to-end latency of every request; NaN where it never came."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tpot_s = (run.finish_s - run.first_token_s) / (run.output_tokens - 1)
+    return Seen(
+        ttft_s=run.first_token_s - run.arrival_s,
+        tpot_s=np.where(run.output_tokens > 1, tpot_s, np.nan),
+        e2e_s=run.finish_s - run.arrival_s,
+    )
+
+
+def _read(asked: CalibrateScenario) -> tuple[list[MeasuredRun], int | None]:
+    """All runs of all files, and the blocks that a snapshot of the server's metrics names."""
+    paths = [Path(part.strip()) for part in (asked.results or "").split(",") if part.strip()]
+    if not paths:
+        raise InputError("RESULTS", None, "name at least one result file of a load generator")
+    runs: list[MeasuredRun] = []
+    printed: int | None = None
+    for path in paths:
+        if asked.results_format is None and is_snapshot(path):
+            printed = read_num_blocks(path)
+        else:
+            runs += read_measured(path, asked.results_format)
+    if not runs:
+        raise InputError("RESULTS", str(paths[0]), "a metrics snapshot names the KV blocks; add a file with requests")
+    if asked.concurrency is not None:
+        if asked.concurrency < 1:
+            raise InputError("--concurrency", asked.concurrency, "give at least one request in flight")
+        runs = [dataclasses.replace(run, concurrency=asked.concurrency) for run in runs]
+    return runs, printed
+
+
+def _blocks(resolved: Resolved, runs: Sequence[MeasuredRun], printed: int | None) -> tuple[dict[str, float], list[str]]:
+    """The blocks that the server printed over those of the memory model: a ratio that nobody has to fit."""
+    counts = {run.num_kv_blocks for run in runs if run.num_kv_blocks} | ({printed} if printed else set())
+    if not counts:
+        given = resolved.memory.source is Source.MEASURED
+        note = "the server's KV blocks are not in these files: the memory model's are used (--kv-blocks gives them)"
+        return {}, [] if given else [note]
+    if len(counts) > 1:
+        raise InputError("RESULTS", sorted(counts), "these runs had different KV blocks: calibrate each by itself")
+    (count,) = counts
+    return {"kv_blocks": count / resolved.memory.num_blocks}, []
+
+
+def _calibration(asked: CalibrateScenario, resolved: Resolved, found: Fit, fixed: Mapping[str, float]) -> Calibration:
+    deployment, cut = resolved.deployment, resolved.deployment.parallelism
+    ordered = {name: found.values[name] for name in FACTORS if name in found.values}
+    return Calibration(
+        model=deployment.model,
+        gpu=deployment.gpu,
+        step_model=step_model_identity(asked.step_model),
+        circumstances={
+            "engine": deployment.engine,
+            "tp": cut.tp,
+            "pp": cut.pp,
+            "dp": cut.dp,
+            "ep": cut.ep,
+            "precision": deployment.precision,
+            "kv_precision": deployment.kv_precision,
+        },
+        factors={**ordered, **fixed},
+        deviations=found.deviations,
+        error_before=found.error_before,
+        error_after=found.error_after,
+        fitted_on=found.fitted_on,
+        held_back=found.held_back,
+        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        plimsoll_version=__version__,
+    )

@@ -1,0 +1,126 @@
+"""``--calibration FILE`` applied to a deployment: its factors go to the step model, the memory plan and the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from plimsoll.api.scenario import DeploymentFields, PlanScenario
+from plimsoll.calibration import Calibration, read_calibration
+from plimsoll.catalog.architecture import ModelSpec
+from plimsoll.core.errors import InputError, UnknownNameError
+from plimsoll.core.source import Source
+from plimsoll.engine import EngineConfig
+from plimsoll.perf.factors import Factors
+from plimsoll.perf.memory import MemoryPlan
+from plimsoll.perf.request import StepModelRequest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Applied:
+    """A deployment's step model request with a calibration in it, or without one.
+
+    Attributes:
+        request: carries the factors to the step model.
+        factors: what was fitted; none of it without a calibration.
+        notes: sentences for the user.
+    """
+
+    request: StepModelRequest
+    factors: Factors = dataclasses.field(default_factory=Factors)
+    notes: tuple[str, ...] = ()
+
+    def with_blocks(self, memory: MemoryPlan) -> MemoryPlan:
+        """The memory plan with the blocks that the server really had, unless they were given."""
+        if self.factors.kv_blocks == 1.0 or memory.source is Source.MEASURED:
+            return memory
+        return dataclasses.replace(memory, num_blocks=max(2, round(memory.num_blocks * self.factors.kv_blocks)))
+
+    def with_frontend(self, config: EngineConfig) -> EngineConfig:
+        """The engine behind the time that a request takes to reach its scheduler."""
+        return dataclasses.replace(config, frontend_s=config.frontend_s + self.factors.per_request_s)
+
+
+def step_model_identity(name: str) -> str:
+    """What a calibration belongs to: the step model and its compositions, without the folder of a profile."""
+    base, plus, compositions = name.partition("+")
+    return base.partition(":")[0].strip() + plus + compositions.strip()
+
+
+def circumstances(request: StepModelRequest, engine: str) -> dict[str, str | int]:
+    """What else a calibration was measured at."""
+    cut = request.parallelism
+    return {
+        "engine": engine,
+        "tp": cut.tp,
+        "pp": cut.pp,
+        "dp": cut.dp,
+        "ep": cut.ep,
+        "precision": request.precision,
+        "kv_precision": request.kv_precision,
+    }
+
+
+def apply_calibration(fields: DeploymentFields, request: StepModelRequest, engine: str) -> Applied:
+    """The calibration that the fields name, checked against the deployment.
+
+    Raises:
+        InputError: the file cannot be read, or was made for another model, GPU or step model.
+    """
+    if fields.calibration is None:
+        return Applied(request=request)
+    found = read_calibration(fields.calibration)
+    found.check(request.model.id, request.gpu.id, step_model_identity(fields.step_model))
+    factors = factors_of(found)
+    return Applied(
+        request=dataclasses.replace(request, factors=factors),
+        factors=factors,
+        notes=(calibration_note(found), *found.differences(circumstances(request, engine))),
+    )
+
+
+def factors_of(calibration: Calibration) -> Factors:
+    """The factors of a file.
+
+    Raises:
+        InputError: one that there is not, or a value that cannot be used.
+    """
+    known = {field.name for field in dataclasses.fields(Factors)}
+    for name in calibration.factors:
+        if name not in known:
+            raise UnknownNameError(f"{calibration.name} factor", name, known)
+    return Factors(**calibration.factors)
+
+
+def calibration_note(calibration: Calibration) -> str:
+    """One sentence: what is applied, and how well it did on what it had not seen."""
+    words = ", ".join(f"{name} {value:.3g}" for name, value in calibration.factors.items())
+    errors = f"{calibration.error_before:.1%} without, {calibration.error_after:.1%} with it"
+    return f"calibrated ({words}); median error on {calibration.held_back} held back: {errors}"
+
+
+def calibrated_gpus(fields: PlanScenario, model: ModelSpec, gpus: Sequence[str]) -> dict[str, Factors]:
+    """The factors of every file of a plan's ``--calibration A,B``, by GPU.
+
+    Raises:
+        InputError: a file that cannot be read, is of another model or step model, or of a GPU that is not asked for.
+    """
+    found: dict[str, Factors] = {}
+    for name in _files(fields):
+        calibration = read_calibration(name)
+        if calibration.gpu not in gpus:
+            remedy = f"it was made for {calibration.gpu}, which is not among --gpus ({', '.join(gpus)})"
+            raise InputError("--calibration", name, remedy)
+        calibration.check(model.id, calibration.gpu, step_model_identity(fields.step_model))
+        found[calibration.gpu] = factors_of(calibration)
+    return found
+
+
+def calibration_notes(fields: PlanScenario) -> list[str]:
+    """One sentence for every file of a plan's calibration."""
+    found = [read_calibration(name) for name in _files(fields)]
+    return [f"{calibration.gpu}: {calibration_note(calibration)}" for calibration in found]
+
+
+def _files(fields: PlanScenario) -> list[str]:
+    return [part.strip() for part in (fields.calibration or "").split(",") if part.strip()]

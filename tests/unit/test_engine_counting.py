@@ -1,0 +1,234 @@
+"""Replicas behind routers that only count: how seldom they are looked at, and that nobody sees the difference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plimsoll.core.columns import floats, ints
+from plimsoll.core.run import Run
+from plimsoll.core.workload import Workload
+from plimsoll.engine import EngineConfig, counting, simulate
+from plimsoll.engine.counting import CountingFleet, InTurn, QueueEndError, TooPatientError
+from plimsoll.engine.policy import StepPlan
+from plimsoll.engine.replica import Replica
+from tests.oracle.models import KinkedModel, SkewedModel
+
+ROUTERS = ["least-loaded", "power-of-two", "prefix-aware"]
+
+
+class Silent:
+    """An observer sees single steps, so with it nothing is put off and nothing run ahead."""
+
+    def scheduled(self, *_: object) -> None: ...
+
+    def stepped(self, *_: object) -> None: ...
+
+
+def load(num: int, gap_s: float, prompt: int, output: int, seed: int = 0, **columns: Any) -> Workload:
+    rng = np.random.default_rng(seed)
+    return Workload(
+        arrival_s=floats(np.cumsum(rng.exponential(gap_s, num))),
+        prompt_tokens=ints(rng.integers(1, prompt + 1, num)),
+        output_tokens=ints(rng.integers(1, output + 1, num)),
+        **columns,
+    )
+
+
+def engine(router: str = "least-loaded", replicas: int = 4, **changes: Any) -> EngineConfig:
+    given: dict[str, Any] = {"num_blocks": 400, "block_size": 4, "max_num_seqs": 16, "max_num_batched_tokens": 64}
+    return EngineConfig(replicas=replicas, router=router, **{**given, **changes})
+
+
+def same_as_single_steps(workload: Workload, config: EngineConfig, model: Any, duration_s: float | None = None) -> Run:
+    run = simulate(workload, config, model, duration_s=duration_s)
+    assert run.equal(simulate(workload, config, model, duration_s=duration_s, observer=Silent()))
+    return run
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often replicas are turned to, ahead of the arrivals and not."""
+    counted: Counter[str] = Counter()
+
+    def watch(owner: type, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def call(*given: Any) -> Any:
+            counted[name] += 1
+            return original(*given)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watch(Replica, "advance")
+    watch(CountingFleet, "_run_ahead")
+    watch(CountingFleet, "_put_off")
+    watch(TooPatientError, "__init__")
+    return counted
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("gap_s", [0.001, 0.02, 0.2])
+def test_nobody_sees_that_replicas_are_left_alone(router: str, gap_s: float) -> None:
+    """From far too much load to hardly any."""
+    same_as_single_steps(load(150, gap_s, 90, 40), engine(router), KinkedModel())
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_nor_where_blocks_run_short(router: str) -> None:
+    run = same_as_single_steps(load(200, 0.004, 30, 60), engine(router, num_blocks=70), KinkedModel())
+    assert run.preemptions.sum() > 20
+
+
+@pytest.mark.parametrize("layers", [((1, None), (3, 25)), ((1, 10),)])
+def test_nor_where_attention_has_windows(layers: Any) -> None:
+    same_as_single_steps(load(120, 0.02, 60, 50), engine(), KinkedModel(layers=layers))
+
+
+def test_nor_where_steps_wait_for_the_longest_decode() -> None:
+    same_as_single_steps(load(120, 0.02, 60, 50), engine(), SkewedModel())
+
+
+@pytest.mark.parametrize("options", [{"cache_own_blocks": True}, {"scheduling_policy": "priority"}])
+def test_nor_of_replicas_that_take_blocks_while_they_plan(options: dict[str, Any]) -> None:
+    columns = {"priority": ints(np.arange(150) % 3)}
+    for gap_s in (0.002, 0.05):
+        workload = load(150, gap_s, 60, 40, **columns)
+        same_as_single_steps(workload, engine(num_blocks=120, options=options), KinkedModel())
+
+
+@pytest.mark.parametrize("options", [{"async_scheduling": True}, {"long_prefill_token_threshold": 7}])
+def test_nor_with_late_results_or_a_threshold(options: dict[str, Any]) -> None:
+    for gap_s in (0.002, 0.05):
+        same_as_single_steps(load(150, gap_s, 60, 40), engine(options=options), KinkedModel())
+
+
+@pytest.mark.parametrize("policy", ["sarathi-serve", "vllm-v0", "orca"])
+def test_nor_with_engines_of_the_other_kernel(policy: str) -> None:
+    for gap_s in (0.004, 0.05):
+        same_as_single_steps(load(100, gap_s, 60, 40), engine(policy=policy), KinkedModel())
+
+
+@pytest.mark.parametrize("duration_s", [0.05, 0.7, 3.0])
+@pytest.mark.parametrize("gap_s", [0.002, 0.05])
+def test_a_cut_run_ends_where_it_should(duration_s: float, gap_s: float) -> None:
+    workload = load(200, gap_s, 90, 40)
+    run = same_as_single_steps(workload, engine(), KinkedModel(), duration_s=duration_s)
+    assert np.nanmax(run.timeline.step_end_s) <= duration_s  # type: ignore[union-attr]
+
+
+def test_a_step_log_is_that_of_replicas_that_are_looked_at_all_the_time() -> None:
+    """With a log nobody runs ahead: it says who waited when."""
+    workload = load(150, 0.004, 90, 40)
+    config = engine(keep_step_log=True)
+    log = simulate(workload, config, KinkedModel()).step_log
+    full = simulate(workload, config, KinkedModel(), observer=Silent()).step_log
+    assert log is not None
+    assert full is not None
+    for number in range(4):
+        mine, theirs = log.replica == number, full.replica == number
+        rows = np.searchsorted(full.time_s[theirs], log.time_s[mine])
+        assert np.array_equal(full.time_s[theirs][rows], log.time_s[mine])
+        assert np.array_equal(full.num_waiting[theirs][rows], log.num_waiting[mine])
+        assert np.array_equal(full.num_running[theirs][rows], log.num_running[mine])
+
+
+def test_with_little_to_do_replicas_are_turned_to_once_or_twice_a_request(calls: Counter[str]) -> None:
+    """Eight replicas, so that of every arrival seven need not hear; a fleet that looks would take eight turns."""
+    num = 400
+    simulate(load(num, 0.05, 60, 60), engine(replicas=8), KinkedModel())
+    assert calls["_put_off"] > num
+    assert calls["advance"] < 2 * num
+    assert not calls["__init__"], "no promise was broken"
+
+
+def test_under_much_load_replicas_run_far_ahead(calls: Counter[str]) -> None:
+    """Arrivals come in a fifth of the time that they take: whoever is in the queue does not hear of those behind."""
+    num = 600
+    simulate(load(num, 0.002, 60, 60), engine(replicas=4), KinkedModel())
+    assert 0 < calls["_run_ahead"] < num / 4
+    assert calls["advance"] < num
+
+
+def test_a_queue_by_priority_is_not_run_ahead(calls: Counter[str]) -> None:
+    workload = load(200, 0.002, 60, 60, priority=ints(np.arange(200) % 3))
+    simulate(workload, engine(options={"scheduling_policy": "priority"}), KinkedModel())
+    assert not calls["_run_ahead"]
+    assert calls["_put_off"]
+
+
+class Planned:
+    """A policy that answers what it was told."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        self.answer = plan
+
+    def plan(self, replica: Replica, /) -> StepPlan:
+        del replica
+        return self.answer
+
+
+@dataclasses.dataclass
+class Queues:
+    """As much of a replica as is looked at."""
+
+    waiting: list[int]
+    prefilling: dict[int, int]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "waiting", "prefilling", "goes_on"),
+    [
+        ([], [7], {}, True),
+        ([], [], {}, False),
+        ([(7, 4)], [7, 8], {}, True),
+        ([(7, 4), (8, 1)], [7, 8], {}, False),
+        ([(3, 9)], [8], {3: 5}, True),
+        ([(3, 9), (8, 1)], [8], {3: 5}, False),
+        ([(3, 9)], [], {3: 5}, False),
+    ],
+)
+def test_a_plan_is_certain_if_it_leaves_somebody_waiting(
+    chunks: list[tuple[int, int]], waiting: list[int], prefilling: dict[int, int], goes_on: bool
+) -> None:
+    plan = StepPlan(chunks)
+    policy = InTurn(Planned(plan))
+    replica: Any = Queues(waiting, prefilling)
+    if goes_on:
+        assert policy.plan(replica) is plan
+        return
+    with pytest.raises(QueueEndError):
+        policy.plan(replica)
+
+
+def test_ends_at_one_instant_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three answers end in one step; whoever arrives then finds that replica empty, with every router that counts."""
+
+    class Second(KinkedModel):
+        def decode_line(self, num_decode: int, read: int, /) -> tuple[float, float, int]:
+            return 1.0, 0.0, 1 << 60
+
+        def step_s(self, *shape: int) -> float:
+            return 1.0
+
+    workload = Workload(
+        arrival_s=floats([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0]), prompt_tokens=ints([4] * 7),
+        output_tokens=ints([3, 9, 3, 9, 3, 9, 1]),
+    )  # fmt: skip
+    run = simulate(workload, engine(replicas=2), Second())
+    assert run.replica.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    seen: list[list[int]] = []
+    original = counting.CountingFleet.loads
+
+    def loads(self: CountingFleet) -> list[int]:
+        seen.append(list(original(self)))
+        return original(self)
+
+    monkeypatch.setattr(counting.CountingFleet, "loads", loads)
+    simulate(workload, engine(replicas=2), Second())
+    assert seen[-1] == [0, 3]

@@ -1,0 +1,251 @@
+"""Machines that run their decodes ahead: how far, what is taken back, and that nobody sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plimsoll.core.columns import floats, ints
+from plimsoll.core.errors import InfeasibleError, InputError
+from plimsoll.core.run import Run
+from plimsoll.core.workload import Workload
+from plimsoll.engine import EngineConfig, plugins, simulate
+from plimsoll.engine.cluster import CLUSTERS
+from plimsoll.engine.disaggregated import Clock, Machine
+from plimsoll.engine.lane import Lane
+from plimsoll.engine.pools import PooledEngine
+from plimsoll.engine.requests import Requests
+from tests.oracle.models import KinkedModel, SkewedModel
+
+ENGINES = list(plugins.list_plugins(CLUSTERS))
+LINK = {"transfer_s_per_token": 1e-5, "transfer_latency_s": 2e-3}
+
+
+class Silent:
+    """With an observer machines take single steps."""
+
+    def scheduled(self, *_: object) -> None: ...
+
+    def stepped(self, *_: object) -> None: ...
+
+
+def load(num: int, gap_s: float, prompt: int = 60, output: int = 60, seed: int = 0) -> Workload:
+    rng = np.random.default_rng(seed)
+    return Workload(
+        arrival_s=floats(np.cumsum(rng.exponential(gap_s, num))),
+        prompt_tokens=ints(rng.integers(1, prompt + 1, num)),
+        output_tokens=ints(rng.integers(1, output + 1, num)),
+    )
+
+
+def engine(name: str, prefill: int = 2, decode: int = 2, **changes: Any) -> EngineConfig:
+    options = {"prefill": prefill, "decode": decode, **LINK, **changes.pop("options", {})}
+    given: dict[str, Any] = {"num_blocks": 400, "block_size": 4, "max_num_seqs": 16, "max_num_batched_tokens": 128}
+    total = sum(int(options.get(pool, 0)) for pool in ("prefill", "decode", "mixed"))
+    return EngineConfig(policy=name, options=options, replicas=total, **{**given, **changes})
+
+
+def same_as_single_steps(workload: Workload, config: EngineConfig, model: Any, duration_s: float | None = None) -> Run:
+    run = simulate(workload, config, model, duration_s=duration_s)
+    assert run.equal(simulate(workload, config, model, duration_s=duration_s, observer=Silent()))
+    return run
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often machines begin, and how often what they ran ahead is taken back."""
+    counted: Counter[str] = Counter()
+
+    def watch(owner: type, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def call(*given: Any) -> Any:
+            counted[name] += 1
+            return original(*given)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watch(Machine, "begin_decodes")
+    watch(Machine, "cut")
+    watch(Clock, "look_at")
+    return counted
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("gap_s", [0.003, 0.02, 0.2])
+def test_nobody_sees_that_decodes_are_run_ahead(name: str, gap_s: float) -> None:
+    same_as_single_steps(load(150, gap_s), engine(name), KinkedModel())
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("layers", [((1, None), (3, 25)), ((1, 10),)])
+def test_nor_across_steps_in_which_an_attention_window_is_full(name: str, layers: Any) -> None:
+    same_as_single_steps(load(120, 0.01), engine(name), KinkedModel(layers=layers))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_nor_where_steps_wait_for_the_longest_decode(name: str) -> None:
+    same_as_single_steps(load(120, 0.01), engine(name), SkewedModel())
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("duration_s", [0.05, 0.4, 1.0])
+def test_a_cut_run_ends_where_it_should(name: str, duration_s: float) -> None:
+    run = same_as_single_steps(load(150, 0.01), engine(name), KinkedModel(), duration_s=duration_s)
+    assert np.nanmax(run.timeline.step_end_s) <= duration_s  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_nor_do_users_who_wait_for_their_answers(name: str) -> None:
+    closed = dataclasses.replace(load(120, 0.0), arrival_s=floats(np.zeros(120)), concurrency=7, think_s=0.01)
+    same_as_single_steps(closed, engine(name), KinkedModel())
+
+
+@pytest.mark.parametrize("frac", [0.02, 0.3, 1.0])
+def test_who_takes_a_prompt_between_steps_that_it_runs_ahead_has_room_for_it(frac: float) -> None:
+    """Blocks for a prompt are taken in the midst of a stretch that counted on them."""
+    preemptions = 0
+    for seed in range(12):
+        config = engine("distserve", decode=3, num_blocks=45, options={"waiting_frac": frac, "swap_s_per_token": 1e-5})
+        preemptions += int(same_as_single_steps(load(60, 0.004, seed=seed), config, KinkedModel()).preemptions.sum())
+    assert preemptions > 12
+
+
+def test_prompts_that_wait_for_room_begin_when_it_comes() -> None:
+    """Little memory, few pending tokens allowed: machines change pools, prompts are stuck, decodes are left out."""
+    for seed in range(12):
+        options = {"mixed": 1, "max_pending_tokens": 60, "max_preemptions": 1}
+        config = engine("splitwise", num_blocks=40, max_num_seqs=4, options=options)
+        same_as_single_steps(load(60, 0.004, seed=seed), config, KinkedModel())
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_request_costs_what_happens_to_it(name: str, calls: Counter[str]) -> None:
+    """Its KV comes and it ends: two stretches, however many machines there are and however many steps it takes."""
+    num = 300
+    for machines in (2, 6):
+        calls.clear()
+        run = simulate(load(num, 0.05, output=200), engine(name, machines, machines), KinkedModel())
+        assert run.num_steps > 20 * num
+        assert num < calls["begin_decodes"] < 2.2 * num
+        assert calls["cut"] < 3.2 * num
+
+
+def test_nobody_looks_at_the_bridge_without_room(calls: Counter[str]) -> None:
+    """Far too much load: prompts wait at the bridge all the time, and decode instances still run ahead."""
+    num = 300
+    config = engine("distserve", num_blocks=100, options={"swap_s_per_token": 1e-5})
+    run = simulate(load(num, 0.001), config, KinkedModel())
+    assert run.num_steps > 5 * num
+    assert calls["look_at"] < run.num_steps / 4, "one a step would be to look all the time"
+    assert calls["begin_decodes"] < 3 * num
+
+
+def test_steps_that_are_taken_back_leave_no_trace() -> None:
+    workload = Workload(arrival_s=floats([0.0, 0.0]), prompt_tokens=ints([6, 9]), output_tokens=ints([20, 30]))
+    config = EngineConfig(num_blocks=100, block_size=4)
+    requests = Requests(workload, 1 << 20)
+    machine = Machine(requests, config, KinkedModel(), 0, None)
+    machine.by_page = True
+    for request in (0, 1):
+        machine.lane.resume(request, workload.prompt_tokens[request], workload.output_tokens[request] - 1)
+    before = (machine.free_blocks, machine.lane.read, machine.lane.due)
+    machine.begin_decodes(0.0, 1000, float("inf"))
+    ends = list(machine.lane.ends)
+    assert len(ends) == 19, "up to the first last token"
+    assert machine.runs_ahead()
+    middle_s = (ends[4] + ends[5]) / 2
+    assert machine.next_end(middle_s) == 5
+    machine.cut(middle_s)
+    assert list(machine.lane.ends) == ends[:6], "the step under way stays"
+    assert machine.now_s == ends[5]
+    machine.cut(ends[2])
+    assert list(machine.lane.ends) == ends[:3], "one that ends just then is the last"
+    machine.cut(0.0)
+    assert list(machine.lane.ends) == ends[:1], "and one that has begun cannot be taken back"
+    del machine.lane.ends[:]
+    machine.lane.read -= machine.lane.grow
+    machine.free_blocks += machine.lane.blocks_for(0, 1)
+    assert (machine.free_blocks, machine.lane.read, machine.lane.due) == before
+
+
+def test_a_step_of_prompts_is_never_taken_back() -> None:
+    workload = Workload(arrival_s=floats([0.0]), prompt_tokens=ints([6]), output_tokens=ints([20]))
+    machine = Machine(Requests(workload, 1 << 20), EngineConfig(num_blocks=100), KinkedModel(), 0, None)
+    machine.begin_mixed([0], 1.0)
+    end_s = machine.now_s
+    machine.cut(1.0)
+    assert (machine.now_s, len(machine.lane.ends)) == (end_s, 1)
+    assert not machine.runs_ahead()
+
+
+def test_the_clock_takes_results_in_order_of_machines_then_transfers_then_arrivals() -> None:
+    seen: list[str] = []
+
+    class Arrivals:
+        next_s = 1.0
+        closed = False
+
+        def take(self) -> tuple[float, int]:
+            self.next_s = float("inf")
+            return 1.0, 5
+
+        def answered(self, now_s: float) -> None:
+            seen.append(f"answered {now_s}")
+
+    class Fake:
+        busy = True
+
+        def __init__(self, number: int) -> None:
+            self.number, self.now_s = number, 1.0
+            self.lane = Lane(Requests(load(1, 1.0), 99), 0, 4, ((1, None),))
+
+        def stepped(self, finished: list[int]) -> None:
+            seen.append(f"stepped {self.number}")
+
+    class Scheduler:
+        machines = [Fake(0), Fake(1)]  # noqa: RUF012
+
+        def arrive(self, request: int, now_s: float, /) -> None:
+            seen.append(f"arrival {request}")
+
+        def step_over(self, machine: Fake, now_s: float, /) -> list[int]:
+            machine.busy = False
+            return [9] if machine.number else []
+
+        def begin_step(self, machine: Fake, now_s: float, until_s: float, /) -> bool:
+            seen.append(f"begin {machine.number}")
+            return False
+
+    clock = Clock()
+    clock.ends = [(1.0, 0), (1.0, 1)]
+    clock.at(1.0, lambda: seen.append("transfer"))
+    clock.run(Scheduler(), Arrivals(), 10.0)  # type: ignore[arg-type]
+    expected = ["stepped 0", "stepped 1", "answered 1.0", "transfer", "arrival 5", "begin 0", "begin 1"]
+    assert seen == expected
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_pools_share_their_options_and_have_some_of_their_own(name: str) -> None:
+    shared = list(plugins.option_defaults(PooledEngine))
+    assert shared == ["prefill", "decode", "transfer_s_per_token", "transfer_latency_s"]
+    own = list(plugins.option_defaults(plugins.load_plugin(CLUSTERS, name, "--engine")))
+    assert own[: len(shared)] == shared
+    assert len(own) > len(shared)
+    with pytest.raises(InputError, match=", ".join(own)):
+        simulate(load(1, 1.0), engine(name, options={"prefil": 3}), KinkedModel())
+    parameters = inspect.signature(plugins.load_plugin(CLUSTERS, name, "--engine")).parameters
+    assert next(iter(parameters)) == "config"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_pools_with_pipeline_stages_are_refused_in_one_line(name: str) -> None:
+    with pytest.raises(InfeasibleError, match="without pipeline stages") as raised:
+        simulate(load(1, 1.0), engine(name), KinkedModel(num_stages=2))
+    assert "\n" not in str(raised.value)

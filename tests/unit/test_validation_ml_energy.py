@@ -1,0 +1,87 @@
+"""How measured energy rows are read, split and simulated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plimsoll.core.deployment import Parallelism
+from plimsoll.core.errors import InputError, UnknownNameError
+from plimsoll.perf.roofline import Roofline
+from validation import ml_energy
+
+ROW = {
+    "model": "meta-llama/Llama-3.1-8B-Instruct", "task": "lm-arena-chat", "weights": "bfloat16", "gpu": "H100",
+    "num_gpus": "1", "tp": "1", "ep": "1", "dp": "1", "max_num_seqs": "16", "avg_output_tokens": "60",
+    "output_tokens_per_s": "1800", "median_itl_ms": "8", "avg_power_w": "520", "joules_per_output_token": "0.3",
+}  # fmt: skip
+
+
+def test_a_row_is_answered_with_plausible_figures() -> None:
+    itl_s, tokens_per_s, watts, joules = ml_energy.predict(ROW)
+    assert 0.004 < itl_s < 0.02
+    assert tokens_per_s * itl_s == pytest.approx(16, rel=0.35)  # sixteen seats, less the steps with prompts
+    assert 75 < watts < 700
+    assert joules == pytest.approx(watts / tokens_per_s)
+    assert ml_energy.row_errors(ROW) == pytest.approx(
+        (itl_s / 0.008 - 1, tokens_per_s / 1800 - 1, watts / 520 - 1, joules / 0.3 - 1)
+    )
+
+
+def test_the_half_depends_on_model_and_gpu_alone() -> None:
+    assert ml_energy.half(ROW) == ml_energy.half({**ROW, "max_num_seqs": "512", "task": "gpqa"})
+    models = ("a", "b", "c", "d", "e", "f")
+    assert {ml_energy.half({**ROW, "model": model}) for model in models} == {"tune", "judge"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "cut"),
+    [
+        (("1", "1", "1", "1"), Parallelism()),
+        (("4", "2", "1", "1"), Parallelism(tp=2, dp=2)),
+        (("8", "1", "8", "1"), Parallelism(tp=8, ep=8)),
+        (("8", "1", "8", "8"), Parallelism(dp=8, ep=8)),
+    ],
+)
+def test_layout_columns(columns: tuple[str, ...], cut: Parallelism) -> None:
+    names = ("num_gpus", "tp", "ep", "dp")
+    assert ml_energy._cut({**ROW, **dict(zip(names, columns, strict=True))}) == cut
+
+
+def test_prompts_in_a_step_cost_host_time_and_decodes_do_not() -> None:
+    hosted = ml_energy._steps(ROW["model"], "H100-SXM", Parallelism(), "bf16")
+    assert hosted.overheads.per_prefill_s > 0
+    plain = Roofline(
+        ml_energy.find_model(ROW["model"]), ml_energy.load_accelerator("H100-SXM"), Parallelism(), "bf16", "auto",
+        hosted.overheads,
+    )  # fmt: skip
+    prompt, decode = (250, 1, 250 * 125, 0, 1, 8, 2000), (0, 0, 0, 0, 0, 8, 2000)
+    assert hosted.step_s(*prompt) - plain.step_s(*prompt) == pytest.approx(hosted.overheads.per_prefill_s)
+    assert hosted.step_s(*decode) == plain.step_s(*decode)
+
+
+def test_bad_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="gpqa"):
+        ml_energy.predict({**ROW, "task": "poems"})
+    with pytest.raises(UnknownNameError):
+        ml_energy.find_model("nobody/no-such-model")
+    path = tmp_path / "rows.csv"
+    path.write_text("model,task\na,b\n", encoding="utf-8")
+    with pytest.raises(InputError, match="max_num_seqs"):
+        ml_energy.run([path])
+    with pytest.raises(InputError, match="leaderboard"):
+        ml_energy.run([tmp_path / "none.csv"])
+
+
+def test_the_suite_reports_both_halves_and_what_it_refused(tmp_path: Path) -> None:
+    rows = [ROW, {**ROW, "model": "Qwen/Qwen3-14B"}, {**ROW, "model": "nobody/no-such-model"}]
+    path = tmp_path / "rows.csv"
+    lines = [",".join(ROW), *(",".join(row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    result = ml_energy.run([path])
+    figures = result["figures"]
+    assert figures["answered_frac"] == pytest.approx(2 / 3, abs=1e-4)
+    assert figures["itl"]["num_rows"] == 2
+    assert sum(figures[half].get("itl", {"num_rows": 0})["num_rows"] for half in ("tune", "judge")) == 2
+    assert sum(figures["refused"].values()) == 1
