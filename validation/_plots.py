@@ -17,7 +17,7 @@ from typing import Any
 WIDTH, HEIGHT = 640, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 60, 76
 COLOURS = ("#2f6fb3", "#d1622b", "#3c8f4e", "#8a56ac", "#8c6d31")
-MOST_POINTS = 1500
+MOST_POINTS = 600
 STYLE = (
     "text{font:13px sans-serif;fill:#222}.t{font-weight:600}"
     ".g{stroke:#8884}.a{stroke:#888;stroke-dasharray:5 4;fill:none}"
@@ -94,8 +94,8 @@ def _errors(plot: Mapping[str, Any]) -> list[str]:
                 break
             path.append(f"L{across(error):.1f},{up(rank / len(errors)):.1f}")
         parts.append(f'<path d="{" ".join(_thinned(path))}" fill="none" stroke="{COLOURS[k % 5]}" stroke-width="2"/>')
-        parts.append(_legend(k, f"{label} (median {errors[len(errors) // 2]:.1%})" if errors else label))
-    return [*parts, *_titles("absolute error", "share of rows")]
+        parts.append(_legend(k, f"{label} {errors[len(errors) // 2]:.1%}" if errors else label))
+    return [*parts, *_titles("absolute error (medians beside the names)", "share of rows")]
 
 
 def _bars(plot: Mapping[str, Any]) -> list[str]:
@@ -149,7 +149,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 def _legend(place: int, label: str) -> str:
     """Side by side in a line of their own, under the title."""
-    x = LEFT + 190 * place
+    x = LEFT + 142 * place
     return f'<rect x="{x}" y="36" width="12" height="10" fill="{COLOURS[place % 5]}"/>' + _text(x + 18, 46, label)
 
 

@@ -74,6 +74,32 @@ def run(paths: Sequence[Path], *, limit: int | None = None) -> dict[str, Any]:
             f"weakest source {weakest(used) if used else 'none'}"
         ),
         "figures": figures,
+        "plots": _plots(errors["judge"]),
+    }
+
+
+def _plots(errors: Errors) -> dict[str, Any]:
+    """Every judged row: predicted over measured TTFT, and how the errors are distributed."""
+    kinds = {"one pool": False, "prompts and decodes apart": True}
+    points = {
+        name: [[row.ttft_s, row.ttft_s * (1 + ttft)] for row, ttft, _ in errors if row.is_disaggregated == apart]
+        for name, apart in kinds.items()
+    }
+    signed = {"TPOT": [tpot for _, _, tpot in errors], "TTFT": [ttft for _, ttft, _ in errors]}
+    return {
+        "inferencex-ttft": {
+            "kind": "scatter",
+            "title": "InferenceX, judging half: TTFT",
+            "x": "measured, s",
+            "y": "predicted, s",
+            "series": points,
+        },
+        "inferencex-errors": {
+            "kind": "errors",
+            "title": "InferenceX, judging half",
+            "bound": TTFT,
+            "series": signed,
+        },
     }
 
 

@@ -90,6 +90,14 @@ def run(paths: Sequence[Path]) -> dict[str, Any]:
         "passed": passed,
         "summary": f"{len(errors['all'])} of {len(rows)} rows; median absolute error: {said}",
         "figures": figures,
+        "plots": {
+            "ml-energy": {
+                "kind": "errors",
+                "title": "ML.ENERGY, all rows",
+                "bound": AIMS["itl"],
+                "series": {name: [found[i] for found in errors["all"]] for i, name in enumerate(AIMS)},
+            }
+        },
     }
 
 

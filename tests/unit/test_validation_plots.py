@@ -66,7 +66,7 @@ def test_many_points_are_thinned() -> None:
 
 def test_the_cumulative_curve_names_the_median_and_reaches_the_top() -> None:
     texts = [element.text for element in drawn(ERRORS, "text")]
-    assert "TPOT (median 50.0%)" in texts
+    assert "TPOT 50.0%" in texts
     path = drawn(ERRORS, "path")[0].get("d", "")
     assert path.endswith(f"{WIDTH - RIGHT:.1f},{float(TOP):.1f}")
 
