@@ -91,7 +91,7 @@ def _plots(name: str, result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     figures = result["figures"]
     if name == "real-vllm" and figures:
         series = {
-            run: {
+            run.split("_")[0]: {
                 f"{metric} {statistic}": found[metric][statistic] for metric in METRICS for statistic in found[metric]
             }
             for run, found in figures.items()
