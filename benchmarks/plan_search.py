@@ -76,4 +76,6 @@ def measure(which: str) -> dict[str, object]:
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or list(LIMITS_S):
+        if name not in LIMITS_S:
+            sys.exit(f"searches: {', '.join(LIMITS_S)}")
         print(json.dumps(measure(name), indent=2))

@@ -107,7 +107,6 @@ def is_queue_growing(run: Run, *, significance: float = SIGNIFICANCE) -> Station
         1.50          100 %     100 %    100 %     100 %
 
     Many parallel servers and processor sharing behave alike; steadier service is told apart sooner, burstier later.
-
     A closed loop cannot grow beyond its users, and requests that come all at once have no trend: neither is growing.
 
     Args:
