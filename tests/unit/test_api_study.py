@@ -75,6 +75,20 @@ def test_an_engine_that_would_not_start_is_named_with_its_reason() -> None:
         study_engines(engines="splitwise,decode=0", **FIELDS)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("engines", ["flexgen,gpu-batch=4,orca", "orca,flexgen,gpu-batch=4"])
+def test_an_engine_that_offloads_keeps_its_own_seconds_and_gives_them_to_nobody(engines: str) -> None:
+    fields = {"model": "facebook/opt-6.7b", "gpu": "T4", "prompt_tokens": 64, "output_tokens": 8}
+    load = {"at_once": True, "num_requests": 8}
+    study = study_engines(engines=engines, **fields, **load)  # type: ignore[arg-type]
+    alone = {
+        name: simulate(**fields, **load, engine=name)  # type: ignore[arg-type]
+        for name in ("orca", "flexgen,gpu-batch=4")
+    }
+    for name, result in alone.items():
+        assert study.results[name].run.equal(result.run)
+    assert any("a step cost of its own" in note for note in study.notes)
+
+
 def test_a_single_engine_is_asked_for_as_several() -> None:
     with pytest.raises(InputError, match="write engines"):
         study_engines(engine="orca", **FIELDS)  # type: ignore[arg-type]

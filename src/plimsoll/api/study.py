@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from plimsoll._version import __version__
+from plimsoll.api.offloaded import OFFLOADING
 from plimsoll.api.resolve import DEFAULT_ENGINE, Resolved, resolve, workload_spec
 from plimsoll.api.scenario import SimulateScenario, build
 from plimsoll.api.simulation import SimulationResult, evaluate
@@ -97,7 +98,8 @@ def study_engines(
     """Run several engines on the same requests.
 
     All get the same requests (cut at the shortest of their longest sequences), arrivals, GPUs and step model: that of
-    the first engine, host time included. Settings that were not given are each engine's own defaults.
+    the first engine, host time included. Settings that were not given are each engine's own defaults. An engine that
+    offloads keeps its own step model, because where its weights and its cache lie is what it is.
 
     Args:
         scenario: what is asked; or give its fields as keywords.
@@ -114,14 +116,19 @@ def study_engines(
     names = split_engines(asked.engines)
     deployed, refused = _resolve_all(asked, names)
     resolved, workload, spec = min(deployed.values(), key=lambda entry: entry[2].max_model_len or 0)
-    first = next(iter(deployed.values()))[0]
+    common = [resolved for resolved, _, _ in deployed.values() if resolved.config.policy not in OFFLOADING]
+    first = common[0] if common else resolved
     results: dict[str, SimulationResult] = {}
     for done, (name, (resolved, _, _)) in enumerate(deployed.items()):
         if on_engine is not None:
             on_engine(done, len(names), name)
-        same = dataclasses.replace(
-            resolved, step_model=first.step_model, step_model_facts=first.step_model_facts, notes=resolved.notes
-        )
+        if resolved.config.policy in OFFLOADING:
+            own = f"{name} has a step cost of its own: weights and cache move between GPU, CPU and disk"
+            same = dataclasses.replace(resolved, notes=(*resolved.notes, own))
+        else:
+            same = dataclasses.replace(
+                resolved, step_model=first.step_model, step_model_facts=first.step_model_facts, notes=resolved.notes
+            )
         try:
             results[name] = evaluate(dataclasses.replace(asked, engine=name), same, workload, spec)
         except InfeasibleError as error:
