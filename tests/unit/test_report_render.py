@@ -120,3 +120,24 @@ def test_a_catalogue_table_keeps_long_names_whole_on_a_narrow_terminal() -> None
     lines = rendered(catalogue_report.render, document)
     assert any(name in line and "8.03" in line for line in lines)
     assert lines[-1].startswith("2 models; one with its sources")
+
+
+def test_plans_of_several_engines_say_which() -> None:
+    from rich.console import Console
+
+    from plimsoll.api.planning import plan
+    from plimsoll.report.plan import render as render_plan
+
+    def shown(engines: str) -> str:
+        answer = plan(
+            model="Llama-3.1-8B", gpus="H100-SXM:1", prompt_tokens=200, output_tokens=30, ttft_ms=500.0, tpot_ms=30.0,
+            tp="1", pp="1", token_budgets="2048", engines=engines,
+        )  # fmt: skip
+        console = Console(width=200, record=True, file=io.StringIO())
+        render_plan(console, answer.to_json_dict())
+        return console.export_text()
+
+    both, one = shown("vllm-v1,trtllm").splitlines(), shown("vllm-v1").splitlines()
+    assert "engine" in both[2].split()
+    assert {row.split()[6] for row in both[3:5]} == {"vllm-v1", "trtllm"}
+    assert "engine" not in one[2].split()

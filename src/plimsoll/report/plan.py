@@ -75,10 +75,12 @@ def _table(document: dict[str, Any], plans: list[dict[str, Any]]) -> Table:
 
     name = f"p{document['targets']['percentile']:g}"
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    several = len({plan["engine"] for plan in plans}) > 1
     titles = (
         "",
         "GPUs",
         "cut",
+        *(["engine"] if several else []),
         "weights",
         "tokens/step",
         "$/h",
@@ -91,13 +93,16 @@ def _table(document: dict[str, Any], plans: list[dict[str, Any]]) -> Table:
     )
     for title in titles:
         label = f"{name} {title}" if title in ("TTFT", "TPOT") else title
-        table.add_column(label, justify="left" if title in ("GPUs", "cut", "weights") else "right", no_wrap=True)
+        table.add_column(
+            label, justify="left" if title in ("GPUs", "cut", "engine", "weights") else "right", no_wrap=True
+        )
     for plan in plans:
         capacity, key = plan["capacity_per_s"], name if name in plan["metrics"]["ttft_s"] else "p99"
         table.add_row(
             str(plan["rank"]),
             f"{plan['num_gpus']} {plan['gpu']}",
             _cut(plan),
+            *([plan["engine"]] if several else []),
             plan["precision"],
             number(plan["settings"]["max_num_batched_tokens"]),
             dollars(plan["usd_per_hour"]),
