@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("plimsoll", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("plimsoll")  # how fast examples are drawn is the machine's affair, not the test's
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.catalog.accelerators import load_accelerator
@@ -117,7 +117,8 @@ def test_more_work_never_takes_less_time(model, step, place, more):
 @given(models, st.integers(1, 600), st.integers(1, 10**7))
 def test_pieces_meet(model, num, read):
     base, slope, below = model.decode_line(num, read)
-    assume(below < 10**9)
+    if below >= 10**9:
+        return  # the last piece meets nothing
     after = model.decode_line(num, below)
     step_of_one = abs(after[1] - slope) + slope + after[1]
     assert after[0] + after[1] * below == pytest.approx(base + slope * below, rel=1e-9, abs=2 * step_of_one)
