@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plimsoll._version import __version__
-from plimsoll.api.calibrations import step_model_identity
+from plimsoll.api.calibrations import circumstances, step_model_identity
 from plimsoll.api.documents import deployment_json, sources_json
 from plimsoll.api.resolve import Resolved, resolve_for
 from plimsoll.api.scenario import CalibrateScenario, build
@@ -181,21 +181,15 @@ def _blocks(resolved: Resolved, runs: Sequence[MeasuredRun], printed: int | None
 
 
 def _calibration(asked: CalibrateScenario, resolved: Resolved, found: Fit, fixed: Mapping[str, float]) -> Calibration:
-    deployment, cut = resolved.deployment, resolved.deployment.parallelism
+    deployment = resolved.deployment
     ordered = {name: found.values[name] for name in FACTORS if name in found.values}
     return Calibration(
         model=deployment.model,
         gpu=deployment.gpu,
         step_model=step_model_identity(asked.step_model),
-        circumstances={
-            "engine": deployment.engine,
-            "tp": cut.tp,
-            "pp": cut.pp,
-            "dp": cut.dp,
-            "ep": cut.ep,
-            "precision": deployment.precision,
-            "kv_precision": deployment.kv_precision,
-        },
+        circumstances=circumstances(
+            deployment.engine, deployment.parallelism, deployment.precision, deployment.kv_precision
+        ),
         factors={**ordered, **fixed},
         deviations=found.deviations,
         error_before=found.error_before,

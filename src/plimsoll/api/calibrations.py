@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from plimsoll.api.scenario import DeploymentFields, PlanScenario
 from plimsoll.calibration import Calibration, read_calibration
 from plimsoll.catalog.architecture import ModelSpec
+from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.source import Source
 from plimsoll.engine import EngineConfig
@@ -47,18 +48,9 @@ def step_model_identity(name: str) -> str:
     return base.partition(":")[0].strip() + plus + compositions.strip()
 
 
-def circumstances(request: StepModelRequest, engine: str) -> dict[str, str | int]:
+def circumstances(engine: str, cut: Parallelism, precision: str, kv_precision: str) -> dict[str, str | int]:
     """What else a calibration was measured at."""
-    cut = request.parallelism
-    return {
-        "engine": engine,
-        "tp": cut.tp,
-        "pp": cut.pp,
-        "dp": cut.dp,
-        "ep": cut.ep,
-        "precision": request.precision,
-        "kv_precision": request.kv_precision,
-    }
+    return {"engine": engine, **dataclasses.asdict(cut), "precision": precision, "kv_precision": kv_precision}
 
 
 def apply_calibration(fields: DeploymentFields, request: StepModelRequest, engine: str) -> Applied:
@@ -72,10 +64,11 @@ def apply_calibration(fields: DeploymentFields, request: StepModelRequest, engin
     found = read_calibration(fields.calibration)
     found.check(request.model.id, request.gpu.id, step_model_identity(fields.step_model))
     factors = factors_of(found)
+    here = circumstances(engine, request.parallelism, request.precision, request.kv_precision)
     return Applied(
         request=dataclasses.replace(request, factors=factors),
         factors=factors,
-        notes=(calibration_note(found), *found.differences(circumstances(request, engine))),
+        notes=(calibration_note(found), *found.differences(here)),
     )
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from plimsoll.api.calibrations import apply_calibration
 from plimsoll.api.checks import check_milliseconds, check_policy, check_rate, check_settings, load_gpu, required
-from plimsoll.api.cluster_options import with_pools, with_ranks
-from plimsoll.api.engine_options import with_swap_seconds
 from plimsoll.api.offloaded import OFFLOADING, offloaded
 from plimsoll.api.scenario import DeploymentFields, TargetFields, WorkloadFields
 from plimsoll.catalog.accelerators import Accelerator
@@ -27,7 +25,9 @@ from plimsoll.perf.compositions import build_composed, combined_memory_effect, p
 from plimsoll.perf.memory import MemoryAssumptions, MemoryPlan, kv_capacity
 from plimsoll.perf.overheads import list_overheads, load_overheads
 from plimsoll.perf.request import StepModelRequest
-from plimsoll.planner.sizing import composed_memory, engine_config
+from plimsoll.planner.pools import with_pools
+from plimsoll.planner.sizing import composed_memory, engine_config, with_ranks
+from plimsoll.planner.swap import with_swap_seconds
 from plimsoll.workload.build import build_workload
 from plimsoll.workload.spec import WorkloadSpec
 
