@@ -15,6 +15,8 @@ from plimsoll.api.simulation import simulate
 from plimsoll.calibration import read_calibration, to_text
 from plimsoll.cli import main
 from plimsoll.core.errors import InputError, UnknownNameError
+from plimsoll.profiler.device import cpu_device, device_toml
+from tests.own_profiles import CONFIG, CPUINFO
 
 GIVEN = {"model": "Llama-3.1-8B", "gpu": "H100-SXM"}
 LOAD = {"prompt_tokens": 300, "output_tokens": 40, "num_requests": 120}
@@ -160,3 +162,89 @@ def test_plan_takes_a_file_for_each_gpu(tmp_path: Path) -> None:
     assert any(note.startswith("H100-SXM: calibrated (") for note in slower.result.notes)
     with pytest.raises(InputError, match="not among --gpus"):
         plan(**fields, gpus="L4:1", calibration=str(file))
+
+
+DATA = Path(__file__).resolve().parent.parent / "data" / "calibration"
+SERVER = ["--max-num-seqs", "32", "--max-num-batched-tokens", "512", "--max-model-len", "1152"]
+BLOCKS = ["--kv-blocks", "1024", "--block-size", "128"]
+ONE_SERVER = [
+    "guidellm/v0.3.1.json",
+    "aiperf/v0.4.0/profile_export.jsonl",
+    "vllm_bench/closed.json",
+    "vllm_bench/appended.json",
+    "vllm_metrics/before.txt",
+    "vllm_metrics/after.txt",
+]
+
+
+@pytest.fixture
+def cpu_server(tmp_path: Path) -> list[str]:
+    """Flags of the server that the real files are of: its model, and one core of its machine by upper limits."""
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 4096}), encoding="utf-8")
+    (tmp_path / "cpu.toml").write_text(device_toml(cpu_device(1, CPUINFO), 23 * 2**30), encoding="utf-8")
+    return ["--model", str(tmp_path / "config.json"), "--gpu", str(tmp_path / "cpu.toml"), *SERVER]
+
+
+def test_files_of_three_real_tools_in_one_calibration(
+    cpu_server: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(DATA / name) for name in ONE_SERVER]
+    assert main(["calibrate", *files, *cpu_server, *BLOCKS, "--json", "--out", str(tmp_path / "kept")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    loads = [(run["num_requests"], run["num_judged"], run["concurrency"]) for run in document["runs"]]
+    assert loads == [(22, 22, 2), (22, 22, 4), (22, 22, 3), (24, 24, 3), (24, 24, None), (24, 24, None)]
+    rates = [round(run["rate_per_s"], 1) for run in document["runs"] if run["rate_per_s"]]
+    assert rates == [8.2, 16.4]  # asked for 8 and 16
+    assert document["held_back"] == "3 of 6 runs"
+    assert document["factors"]["kv_blocks"] == 1.0
+    assert document["error_after"] < document["error_before"]
+    assert main(["calibrate", *files, *cpu_server, *BLOCKS]) == 0
+    printed = capsys.readouterr().out
+    assert "24 requests, 3 at a time" in printed
+    assert "24 requests, 16.4/s" in printed
+
+
+def test_runs_that_contradict_one_another_are_named(cpu_server: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """GuideLLM's closed.json was measured while others had the machine: its TPOT is five times vLLM's own."""
+    files = [str(DATA / name) for name in ("guidellm/closed.json", *ONE_SERVER)]
+    main(["calibrate", *files, *cpu_server, *BLOCKS, "--json"])
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert sum("the runs disagree" in note and "was the machine busy" in note for note in notes) == 1
+
+
+def test_block_sizes_that_differ_are_said(cpu_server: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(DATA / "aiperf" / "closed" / "profile_export.jsonl")  # its server metrics: 1024 blocks of 128 tokens
+    assert main(["calibrate", file, *cpu_server, "--kv-blocks", "8000", "--json"]) in (0, 1)
+    document = json.loads(capsys.readouterr().out)
+    assert document["factors"]["kv_blocks"] == pytest.approx(1024 * 128 / (8000 * 16))
+    assert any("hold 128 tokens, the deployment's 16" in note for note in document["notes"])
+
+
+@pytest.mark.parametrize(
+    ("names", "flags", "message"),
+    [
+        (["guidellm/failed.json"], BLOCKS, "no answered request"),
+        (["guidellm/window.json"], BLOCKS, "13 of 21 requests in the measured window"),
+        (["vllm_metrics/after.txt"], BLOCKS, "add a file with requests"),
+        (["vllm_bench/closed.json", "vllm_bench/closed.json"], BLOCKS, "given twice"),
+        (["aiperf/closed/profile_export.jsonl"], [], "give --kv-blocks 1024 --block-size 128"),
+        (["aiperf/closed"], BLOCKS, "directory"),
+    ],
+)
+def test_real_files_that_cannot_serve_exit_with_2(
+    cpu_server: list[str], names: list[str], flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", *(str(DATA / name) for name in names), *cpu_server, *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_servers_with_other_blocks_are_not_mixed(tmp_path: Path, cpu_server: list[str]) -> None:
+    text = (DATA / "vllm_metrics" / "after.txt").read_text(encoding="utf-8")
+    other = tmp_path / "other.txt"
+    other.write_text(text.replace('num_gpu_blocks="1024"', 'num_gpu_blocks="512"'), encoding="utf-8")
+    fields = dict(zip(("model", "gpu"), cpu_server[1:4:2], strict=True))
+    files = [str(DATA / "vllm_bench" / "closed.json"), str(DATA / "vllm_metrics" / "after.txt"), str(other)]
+    with pytest.raises(InputError, match=r"512 of 128 tokens, 1024 of 128 tokens.*different servers"):
+        calibrate(results=",".join(files), **fields, max_model_len=1152)

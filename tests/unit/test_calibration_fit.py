@@ -105,6 +105,36 @@ def test_wanted_factors_only() -> None:
     assert set(found.not_carried) == set()
 
 
+def test_requests_that_do_not_count_are_replayed_but_change_no_figure() -> None:
+    """Warm-up requests of any latency leave factors and errors as they are; their load is still replayed."""
+    run = measure(6.0, 1)
+    counted = np.arange(len(run)) >= 50
+    slow = np.where(counted, 1.0, 100.0)
+    replayed: list[int] = []
+
+    def watched(seen_run: MeasuredRun, values: Mapping[str, float]) -> Seen:
+        replayed.append(len(seen_run.workload().prompt_tokens))
+        return predict(seen_run, values)
+
+    plain = fit([dataclasses.replace(run, is_counted=counted)], watched, ["bandwidth"])
+    warm = dataclasses.replace(run, is_counted=counted, ttft_s=run.ttft_s * slow, e2e_s=run.e2e_s * slow)
+    found = fit([warm], predict, ["bandwidth"])
+    assert found.values == plain.values
+    assert found.after == plain.after
+    assert set(replayed) == {150}
+    all_of_it = fit([dataclasses.replace(warm, is_counted=None)], predict, ["bandwidth"])
+    assert all_of_it.values["bandwidth"] > 1.5 * found.values["bandwidth"]
+
+
+def test_the_halves_of_a_run_are_those_of_the_requests_that_count() -> None:
+    run = measure(6.0, 1)
+    with pytest.raises(InputError, match="19 of 150 requests in the measured window"):
+        fit([dataclasses.replace(run, is_counted=np.arange(150) < 19)], predict, ["bandwidth"])
+    late = fit([dataclasses.replace(run, is_counted=np.arange(150) >= 110)], predict)
+    assert late.values  # a split of all requests would have left nothing to fit
+    assert late.error_after < late.error_before
+
+
 @pytest.mark.parametrize(
     ("runs", "wanted", "message"),
     [

@@ -12,7 +12,7 @@ import pytest
 
 from plimsoll.calibration import read_measured
 from plimsoll.calibration.measured import list_readers
-from plimsoll.calibration.snapshots import is_snapshot, read_num_blocks
+from plimsoll.calibration.snapshots import KvCache, is_snapshot, read_kv_cache
 from plimsoll.core.errors import InputError
 
 SENT = [10.0, 10.5, 12.0]
@@ -46,7 +46,8 @@ def guidellm_document(strategy: dict[str, Any]) -> dict[str, Any]:
             "prompt_tokens": prompt,
             "output_tokens": output,
             "time_to_first_token_ms": 1e3 * ttft,
-            "request_latency": e2e,
+            "inter_token_latency_ms": 1e3 * (e2e - ttft) / (output - 1) if output > 1 else 0.0,
+            "request_latency": e2e + 0.003,
         }
         for sent, prompt, output, ttft, e2e in zip(SENT, PROMPTS, OUTPUTS, TTFTS, E2ES, strict=True)
     ]
@@ -176,8 +177,8 @@ def test_what_simulate_writes_can_be_read(tmp_path: Path) -> None:
     [
         ("a.json", "{", "give a result file of"),
         ("a.json", '{"request_throughput": 1', "not JSON"),
-        ("a.json", '{"benchmarks": []}', "no benchmarks"),
-        ("a.json", '{"benchmarks": [{"requests": {"successful": [{}]}}]}', "request_start_time"),
+        ("a.json", '{"benchmarks": []}', r"benchmarks: \[\]"),
+        ("a.json", '{"benchmarks": [{"requests": {"successful": [{}]}}]}', r"successful\[0\]\.request_start_time"),
         ("a.jsonl", '{"metadata": {"request_start_ns": 1}}', "line 1"),
         ("a.csv", "prompt_tokens,output_tokens,first_token_s\n1,2,3\n", "queued_s or arrival_s"),
         ("a.csv", "prompt_tokens,output_tokens,first_token_s,arrival_s,last_token_s\n1,2,x,0,3\n", "line 2"),
@@ -211,7 +212,7 @@ def test_snapshot_names_the_blocks(tmp_path: Path) -> None:
     text = f"# HELP vllm:cache_config_info Information\n# TYPE x gauge\nvllm:cache_config_info{{{label}}} 1.0\n"
     path.write_text(text, encoding="utf-8")
     assert is_snapshot(path)
-    assert read_num_blocks(path) == 2588
+    assert read_kv_cache(path) == KvCache(num_blocks=2588, block_tokens=16)
     path.write_text("# HELP vllm:num_requests_running Number\n", encoding="utf-8")
     with pytest.raises(InputError, match="num_gpu_blocks"):
-        read_num_blocks(path)
+        read_kv_cache(path)

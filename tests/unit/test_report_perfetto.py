@@ -17,10 +17,11 @@ from plimsoll.core.columns import floats, ints
 from plimsoll.core.run import Run
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.report.perfetto import REQUESTS_PID, US_PER_S, TraceRecorder, to_text
+from plimsoll.report.perfetto import EIGHTHS_PER_S, REQUESTS_PID, TraceRecorder, to_text
 from tests.oracle.models import KinkedModel
 
 CONFIG = EngineConfig(num_blocks=60, block_size=4, max_num_seqs=8, max_num_batched_tokens=64)
+US_PER_S = 1e6
 POOLS = {"prefill": 1, "decode": 2, "transfer_s_per_token": 1e-4}
 CASES = {
     "one replica": (CONFIG, 1),
@@ -50,7 +51,7 @@ def traced(case: str) -> tuple[Run, dict[str, Any]]:
 
 
 def check_format(document: dict[str, Any]) -> None:
-    """The rules of the Trace Event Format for the phases in use."""
+    """The rules of the Trace Event Format for the phases in use, and what the viewers were seen to stumble over."""
     assert set(document) >= {"traceEvents", "displayTimeUnit"}
     last_us, open_spans = 0.0, Counter()  # type: ignore[var-annotated]
     ends: dict[tuple[int, int], float] = defaultdict(float)
@@ -58,26 +59,30 @@ def check_format(document: dict[str, Any]) -> None:
         assert {"ph", "ts", "pid", "tid", "name"} <= set(event)
         assert isinstance(event["name"], str)
         assert event["name"]
+        assert event["name"].isascii()
         assert isinstance(event["pid"], int)
+        assert event["pid"] > 0
         assert isinstance(event["tid"], int)
         assert event["ts"] >= 0
+        assert all(value * 8 == int(value * 8) for value in (event["ts"], event.get("dur", 0))), "whole eighths"
         if event["ph"] == "M":
-            assert event["name"] in ("process_name", "thread_name")
-            assert isinstance(event["args"]["name"], str)
+            named, what = event["name"].split("_", 1)
+            assert named in ("process", "thread")
+            assert isinstance(event["args"][what], {"name": str, "sort_index": int}[what])
             continue
         assert event["ts"] >= last_us, "events are in order of time"
         last_us = event["ts"]
         track = (event["pid"], event["tid"])
         if event["ph"] == "X":
             assert event["dur"] > 0
-            assert event["ts"] >= ends[track] - 1e-3, f"slices of a track follow each other: {event}"
+            assert event["ts"] >= ends[track], f"slices of a track follow each other: {event}"
             ends[track] = event["ts"] + event["dur"]
         elif event["ph"] == "C":
             assert all(isinstance(value, int) for value in event["args"].values())
         elif event["ph"] == "i":
-            assert event["s"] in ("g", "p", "t")
+            assert event["s"] == "t"
         elif event["ph"] in "be":
-            key = (event["cat"], event["id"], event["name"])
+            key = (event["cat"], event["id2"]["local"], event["name"])
             open_spans[key] += 1 if event["ph"] == "b" else -1
             assert open_spans[key] in (0, 1), "a span ends after it began"
         else:
@@ -90,7 +95,11 @@ def test_a_trace_keeps_the_rules_of_the_format(case: str) -> None:
     run, document = traced(case)
     check_format(document)
     names = {e["args"]["name"] for e in document["traceEvents"] if e["name"] == "process_name"}
-    machines = {"ranks": {"replica 0", "replica 0, rank 1"}, "one replica": {"replica 0"}, "pipeline": {"replica 0"}}
+    machines = {
+        "ranks": {"replica 0, rank 0", "replica 0, rank 1"},
+        "one replica": {"replica 0"},
+        "pipeline": {"replica 0"},
+    }
     assert names == {"requests"} | machines.get(case, {"replica 0", "replica 1", "replica 2"})
     assert len(run) == 80
 
@@ -116,13 +125,54 @@ def test_a_trace_accounts_for_every_step_token_and_request(case: str) -> None:
     missed = run.preemptions.sum() - preempted.total()
     assert missed == 0 if case != "pipeline" else 0 <= missed <= unseen
     assert all(preempted[k] <= run.preemptions[k] for k in range(len(run)))
-    spans = {e["id"]: e for e in events if e["ph"] == "b" and e["name"].startswith("request")}
-    ends = {e["id"]: e["ts"] for e in events if e["ph"] == "e" and e["name"].startswith("request")}
-    assert len(spans) == len(run)
+    spans = {e["args"]["request"]: e for e in events if e["ph"] == "b" and e["name"] == "request"}
+    ends = {int(e["id2"]["local"], 16): e["ts"] for e in events if e["ph"] == "e" and e["name"] == "request"}
+    assert len(spans) == len(ends) == len(run)
     for request in range(len(run)):
         assert spans[request]["pid"] == REQUESTS_PID
-        assert spans[request]["ts"] == pytest.approx(run.arrival_s[request] * US_PER_S)
-        assert ends[request] == pytest.approx(run.finish_s[request] * US_PER_S)
+        assert int(spans[request]["id2"]["local"], 16) == request
+        assert spans[request]["ts"] == pytest.approx(run.arrival_s[request] * US_PER_S, abs=1 / 16)
+        assert ends[request] == pytest.approx(run.finish_s[request] * US_PER_S, abs=1 / 16)
+
+
+def test_phases_fill_a_request_from_arrival_to_last_token() -> None:
+    run, document = traced("one replica")
+    phases: dict[int, list[tuple[str, float, float]]] = defaultdict(list)
+    begins: dict[str, float] = {}
+    for event in document["traceEvents"]:
+        if event["ph"] in "be" and event["name"] != "request":
+            if event["ph"] == "b":
+                begins[event["name"]] = event["ts"]
+            else:
+                phase, request = event["name"].rsplit(" ", 1)
+                assert int(request) == int(event["id2"]["local"], 16)
+                phases[int(request)].append((phase, begins.pop(event["name"]), event["ts"]))
+    assert not begins
+    waited = 0
+    for request in range(len(run)):
+        names = [name for name, _, _ in phases[request]]
+        assert names in (["waits", "prefill", "decode"], ["prefill", "decode"], ["waits", "prefill"], ["prefill"])
+        waited += names[0] == "waits"
+        for (_, _, end_us), (_, begin_us, _) in itertools.pairwise(phases[request]):
+            assert end_us == begin_us
+        assert phases[request][0][1] == pytest.approx(run.arrival_s[request] * US_PER_S, abs=1 / 16)
+        assert phases[request][-1][2] == pytest.approx(run.finish_s[request] * US_PER_S, abs=1 / 16)
+        if "decode" in names:
+            assert phases[request][-1][1] == pytest.approx(run.first_token_s[request] * US_PER_S, abs=1 / 16)
+    assert waited > 10
+
+
+def test_every_track_has_a_number_of_its_own_and_machines_come_first() -> None:
+    _, document = traced("three replicas")
+    meta = [e for e in document["traceEvents"] if e["ph"] == "M"]
+    threads = {e["tid"]: e["args"]["name"] for e in meta if e["name"] == "thread_name"}
+    assert len(threads) == 6
+    processes = {e["pid"]: e["args"]["name"] for e in meta if e["name"] == "process_name"}
+    assert not set(threads) & set(processes)
+    order = sorted((e["args"]["sort_index"], processes[e["pid"]]) for e in meta if e["name"] == "process_sort_index")
+    assert [name for _, name in order] == ["replica 0", "replica 1", "replica 2", "requests"]
+    places = [(e["args"]["sort_index"], threads[e["tid"]]) for e in meta if e["name"] == "thread_sort_index"]
+    assert [name for _, name in sorted(places)] == 3 * ["steps", "prefill chunks"]
 
 
 def test_the_cases_reach_preemptions() -> None:
@@ -135,11 +185,25 @@ def test_counters_say_what_the_replica_holds() -> None:
     _, document = traced("one replica")
     counters = [e for e in document["traceEvents"] if e["ph"] == "C"]
     assert {e["name"] for e in counters} == {"waiting", "KV blocks", "decode batch"}
-    for name, most in (("KV blocks", 60), ("decode batch", 8)):
-        values = [e["args"][name] for e in counters if e["name"] == name]
+    for name, unit, most in (("KV blocks", "used", 60), ("decode batch", "requests", 8)):
+        values = [e["args"][unit] for e in counters if e["name"] == name]
+        assert values[-1] == 0, "nothing is held when everybody left"
         assert 0 <= min(values) <= max(values) <= most
         assert max(values) > most / 2
         assert all(a != b for a, b in itertools.pairwise(values)), "written where it changes"
+
+
+def test_counters_fall_to_nothing_while_nobody_is_there() -> None:
+    load = Workload(arrival_s=floats([0.0, 50.0]), prompt_tokens=ints([10, 10]), output_tokens=ints([20, 20]))
+    recorder = TraceRecorder()
+    run = simulate(load, EngineConfig(num_blocks=200), KinkedModel(), observer=recorder)
+    assert run.finish_s[0] < 50
+    batch = [
+        (e["ts"], e["args"]["requests"]) for e in recorder.document(run)["traceEvents"] if e["name"] == "decode batch"
+    ]
+    idle = [value for ts, value in batch if ts <= 50 * US_PER_S][-1]
+    assert idle == 0
+    assert batch[-1] == (round(run.finish_s[1] * EIGHTHS_PER_S) / 8, 0)
 
 
 def test_runs_of_decodes_are_merged() -> None:

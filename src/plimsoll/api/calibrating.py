@@ -17,15 +17,17 @@ from plimsoll.api.documents import deployment_json, sources_json
 from plimsoll.api.resolve import Resolved, resolve_for
 from plimsoll.api.scenario import CalibrateScenario, build
 from plimsoll.calibration import FACTORS, Calibration, Fit, MeasuredRun, Seen, fit, read_measured
-from plimsoll.calibration.snapshots import is_snapshot, read_num_blocks
+from plimsoll.calibration.snapshots import KvCache, is_snapshot, read_kv_cache
 from plimsoll.core.errors import InputError
 from plimsoll.core.run import Run
 from plimsoll.core.source import Source
 from plimsoll.engine import simulate as run_engine
 from plimsoll.perf.calibrated import calibrated
-from plimsoll.perf.factors import Factors
+from plimsoll.perf.factors import RATIO_LIMITS, Factors
 
 Progress = Callable[[int], None]
+DISAGREE = 1.5
+"""Runs that, with the factors, still stand this far from one another (measured over modelled TPOT) are named."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,13 +70,25 @@ class CalibrationResult:
             "error_after": self.fit.error_after,
             "before": {run: dict(figures) for run, figures in self.fit.before.items()},
             "after": {run: dict(figures) for run, figures in self.fit.after.items()},
-            "runs": [{"name": run.name, "num_requests": len(run), "concurrency": run.concurrency} for run in self.runs],
+            "runs": [_run_json(run) for run in self.runs],
             "deployment": deployment_json(self.resolved),
             "sources": sources_json(self.resolved),
             "wall_s": self.wall_s,
             "notes": list(self.notes),
             "version": __version__,
         }
+
+
+def _run_json(run: MeasuredRun) -> dict[str, Any]:
+    """One run: its requests, those of them that are judged, and its load: users, or requests a second."""
+    span_s = float(run.sent_s[-1])
+    return {
+        "name": run.name,
+        "num_requests": len(run),
+        "num_judged": int(run.counted.sum()),
+        "concurrency": run.concurrency,
+        "rate_per_s": len(run) / span_s if run.concurrency is None and span_s > 0 else None,
+    }
 
 
 def calibrate(
@@ -110,7 +124,7 @@ def calibrate(
         fit=found,
         calibration=_calibration(asked, resolved, found, fixed),
         wall_s=time.perf_counter() - started_s,
-        notes=(*resolved.notes, *notes),
+        notes=(*resolved.notes, *notes, *(note for run in runs for note in run.notes), *_disagreement(found)),
     )
 
 
@@ -146,38 +160,72 @@ def seen(run: Run) -> Seen:
     )
 
 
-def _read(asked: CalibrateScenario) -> tuple[list[MeasuredRun], int | None]:
-    """All runs of all files, and the blocks that a snapshot of the server's metrics names."""
+def _read(asked: CalibrateScenario) -> tuple[list[MeasuredRun], set[KvCache]]:
+    """All runs of all files, and the KV caches that snapshots of the server's metrics name."""
     paths = [Path(part.strip()) for part in (asked.results or "").split(",") if part.strip()]
     if not paths:
         raise InputError("RESULTS", None, "name at least one result file of a load generator")
     runs: list[MeasuredRun] = []
-    printed: int | None = None
+    caches: set[KvCache] = set()
     for path in paths:
         if asked.results_format is None and is_snapshot(path):
-            printed = read_num_blocks(path)
+            caches.add(read_kv_cache(path))
         else:
             runs += read_measured(path, asked.results_format)
     if not runs:
         raise InputError("RESULTS", str(paths[0]), "a metrics snapshot names the KV blocks; add a file with requests")
+    names = [run.name for run in runs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError("RESULTS", twice, "it is given twice: name every file once")
     if asked.concurrency is not None:
         if asked.concurrency < 1:
             raise InputError("--concurrency", asked.concurrency, "give at least one request in flight")
         runs = [dataclasses.replace(run, concurrency=asked.concurrency) for run in runs]
-    return runs, printed
+    return runs, caches
 
 
-def _blocks(resolved: Resolved, runs: Sequence[MeasuredRun], printed: int | None) -> tuple[dict[str, float], list[str]]:
+def _blocks(
+    resolved: Resolved, runs: Sequence[MeasuredRun], printed: set[KvCache]
+) -> tuple[dict[str, float], list[str]]:
     """The blocks that the server printed over those of the memory model: a ratio that nobody has to fit."""
-    counts = {run.num_kv_blocks for run in runs if run.num_kv_blocks} | ({printed} if printed else set())
-    if not counts:
-        given = resolved.memory.source is Source.MEASURED
+    memory = resolved.memory
+    caches = printed | {
+        KvCache(num_blocks=run.num_kv_blocks, block_tokens=run.kv_block_tokens) for run in runs if run.num_kv_blocks
+    }
+    found = {(cache.num_blocks, cache.block_tokens or memory.block_size) for cache in caches}
+    if not found:
         note = "the server's KV blocks are not in these files: the memory model's are used (--kv-blocks gives them)"
-        return {}, [] if given else [note]
-    if len(counts) > 1:
-        raise InputError("RESULTS", sorted(counts), "these runs had different KV blocks: calibrate each by itself")
-    (count,) = counts
-    return {"kv_blocks": count / resolved.memory.num_blocks}, []
+        return {}, [] if memory.source is Source.MEASURED else [note]
+    if len(found) > 1:
+        shown = ", ".join(f"{count} of {tokens} tokens" for count, tokens in sorted(found))
+        raise InputError("RESULTS", f"KV blocks: {shown}", "these are of different servers: calibrate each by itself")
+    ((count, tokens),) = found
+    notes = []
+    if tokens != memory.block_size:
+        notes.append(
+            f"the server's KV blocks hold {tokens} tokens, the deployment's {memory.block_size}: "
+            f"give --block-size {tokens}; kv_blocks is the ratio of their tokens"
+        )
+    ratio = count * tokens / (memory.num_blocks * memory.block_size)
+    if not RATIO_LIMITS[0] <= ratio <= RATIO_LIMITS[1]:
+        modelled = f"the memory model has {memory.num_blocks} of {memory.block_size} tokens, far from it"
+        remedy = f"{modelled}: give --kv-blocks {count} --block-size {tokens}, and check --model and --gpu"
+        raise InputError("RESULTS", f"{count} KV blocks of {tokens} tokens", remedy)
+    return {"kv_blocks": ratio}, notes
+
+
+def _disagreement(found: Fit) -> list[str]:
+    """A sentence where the runs contradict one another, which no factor can mend."""
+    name = "tpot mean"
+    ratios = {run: 1 / (1 + figures[name]) for run, figures in found.after.items() if figures.get(name, -1.0) > -1.0}
+    if not ratios:
+        return []
+    low, high = min(ratios, key=lambda run: ratios[run]), max(ratios, key=lambda run: ratios[run])
+    if ratios[high] < DISAGREE * ratios[low]:
+        return []
+    where = f"{ratios[high]:.2g} times the modelled one in {high}, {ratios[low]:.2g} times in {low}"
+    why = "was the machine busy with something else, or are they of different servers?"
+    return [f"the runs disagree: with these factors TPOT is {where}; {why}"]
 
 
 def _calibration(asked: CalibrateScenario, resolved: Resolved, found: Fit, fixed: Mapping[str, float]) -> Calibration:

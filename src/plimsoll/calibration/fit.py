@@ -163,12 +163,13 @@ def _split(runs: Sequence[MeasuredRun]) -> list[tuple[MeasuredRun, _Part]]:
     parts = []
     order = sorted(range(len(runs)), key=lambda k: len(runs[k]) / max(1e-9, float(runs[k].sent_s[-1])))
     for rank, k in enumerate(order):
-        run = runs[k]
-        if len(run) < LEAST_REQUESTS:
-            raise InputError(run.name, f"{len(run)} requests", f"a run needs at least {LEAST_REQUESTS}")
-        whole_runs = np.full(len(run), rank % 2 == 0)
-        fitted = whole_runs if len(runs) > 1 else np.arange(len(run)) < len(run) // 2
-        parts.append((run, _Part(is_fitted=fitted, is_held_back=~fitted)))
+        run, counted = runs[k], runs[k].counted
+        if (num := int(counted.sum())) < LEAST_REQUESTS:
+            found = f"{num} requests" if num == len(run) else f"{num} of {len(run)} requests in the measured window"
+            raise InputError(run.name, found, f"a run needs at least {LEAST_REQUESTS}")
+        is_earlier = np.cumsum(counted) <= num // 2
+        is_chosen = np.full(len(run), rank % 2 == 0) if len(runs) > 1 else is_earlier
+        parts.append((run, _Part(is_fitted=counted & is_chosen, is_held_back=counted & ~is_chosen)))
     return parts
 
 

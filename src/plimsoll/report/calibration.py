@@ -57,18 +57,30 @@ def _shown(name: str, value: float, deviation: float | None) -> tuple[str, str]:
 
 def _errors(document: dict[str, Any]) -> Any:
     """Signed errors of every figure held back, before and after."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("held back")
     for title in ("before", "after"):
         table.add_column(f"error {title}", justify="right")
-    several = len(document["before"]) > 1
+    loads = {run["name"]: _load(run) for run in document["runs"]}
     for run, figures in document["before"].items():
-        if several:
-            table.add_row(f"[bold]{run}[/bold]", "", "")
+        if len(loads) > 1:
+            table.add_row(f"[bold]{escape(run)}[/bold]", "", "")
+            table.add_row(f"[dim]{loads[run]}[/dim]", "", "")
         for name, before in figures.items():
             after = document["after"][run].get(name)
             metric, _, statistic = name.partition(" ")
             table.add_row(f"{metric.upper()} {statistic}", f"{before:+.1%}", "–" if after is None else f"{after:+.1%}")
     return table
+
+
+def _load(run: dict[str, Any]) -> str:
+    """How the requests of a run were sent, as it was understood."""
+    if run["concurrency"] is not None:
+        load = f"{run['concurrency']} at a time"
+    else:
+        load = f"{run['rate_per_s']:.3g}/s" if run["rate_per_s"] else "all at once"
+    judged = "" if run["num_judged"] == run["num_requests"] else f", {run['num_judged']} of them judged"
+    return f"{run['num_requests']} requests, {load}{judged}"

@@ -11,6 +11,7 @@ import dataclasses
 import gzip
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,10 @@ def read(path: Path) -> list[MeasuredRun]:
             continue
         try:
             values = {name: float(row[name]) for name in columns}
+            if not all(map(math.isfinite, values.values())):
+                raise ValueError(f"{values} is not finite")
             ids.append(int(float(row.get("request_id") or line - 2)))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path} line {line}", str(error), "every value is a number") from error
         for name, value in values.items():
             columns[name].append(value)
@@ -96,7 +99,12 @@ def _with_blocks(run: MeasuredRun, path: Path) -> MeasuredRun:
     if not meta.is_file():
         return run
     try:
-        count = (json.loads(meta.read_text(encoding="utf-8")).get("kv_cache") or {}).get("num_gpu_blocks")
-        return dataclasses.replace(run, num_kv_blocks=int(count) if count else None)
+        cache = json.loads(meta.read_text(encoding="utf-8")).get("kv_cache") or {}
+        count, tokens = cache.get("num_gpu_blocks"), cache.get("block_size")
+        return dataclasses.replace(
+            run,
+            num_kv_blocks=int(count) if count else None,
+            kv_block_tokens=int(tokens) if count and tokens else None,
+        )
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(str(meta), str(error), "remove it, or write kv_cache.num_gpu_blocks") from error
