@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from plimsoll.catalog.models import load_model
-from plimsoll.perf.profiles.own_checks import shape_of
 from plimsoll.perf.profiles.own_format import FORMAT, Row
+from plimsoll.perf.profiles.own_shape import shape_of
 from plimsoll.profiler.device import cpu_device, device_toml, identity
 from plimsoll.profiler.shapes import Limits, Shape
 from plimsoll.profiler.store import Store
@@ -52,7 +52,8 @@ class Formula:
         self.num_calls += 1
         return [self._row(name, "flop_per_sequence", "sequences", size) for name in ("head", "sampler")]
 
-    def attention(self, shape: Shape) -> Row:
+    def attention(self, shape: Shape, window: int | None = None) -> Row:
+        assert window is None
         self.num_calls += 1
         return {"calls_per_step": self.calls["attention"], **shape.row(), **_timed(attention_us(shape))}
 

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.core.errors import InputError
+from plimsoll.engine.replica_state import window_pairs
+from plimsoll.perf.profiles.own_experts import OwnExperts, expected_experts, most_experts
 from plimsoll.perf.profiles.own_format import (
     FORMAT,
     TABLES,
@@ -22,8 +24,10 @@ from plimsoll.perf.profiles.own_format import (
     read_own,
     read_rows,
 )
-from plimsoll.perf.profiles.own_grids import attention_of
+from plimsoll.perf.profiles.own_grids import attention_of, pairs_of
+from plimsoll.perf.profiles.own_layers import unfolded_context, unfolded_length
 from plimsoll.profiler.shapes import chunks, decodes
+from tests import own_kinds
 from tests.own_profiles import attention_us
 
 NAMES = st.text(st.characters(whitelist_categories=("Ll", "Lu", "Nd")), min_size=1, max_size=8)
@@ -106,10 +110,84 @@ def test_a_machine_of_pairs_and_read_tokens_is_found_again(
     rows = [{"calls_per_step": 1, **shape.row(), "time_us": attention_us(shape)} for shape in shapes]
     grid = attention_of(rows)
     asked = chunks(number, chunk, context)
-    step = asked.step_shape()
-    found = grid.prefill_s(number, step.prefill_tokens, step.prefill_pairs)
+    found = grid.prefill_s(number, chunk, context)
     inside = chunk <= 512  # beyond, time grows in proportion to the pairs
     assert found == pytest.approx(attention_us(asked) * 1e-6, rel=1e-6 if inside else 0.05)
     if sequences <= 32 and length >= 16:
         curve = grid.decode_curve(sequences)
         assert curve.at(length) == pytest.approx(attention_us(decodes(sequences, length)) * 1e-6, rel=1e-6)
+
+
+WINDOWS = st.one_of(st.none(), st.integers(1, 900))
+LAYERS = st.lists(st.tuples(st.integers(1, 9), WINDOWS), min_size=1, max_size=3, unique_by=lambda kind: kind[1])
+
+
+@given(chunk=st.integers(1, 1500), context=st.integers(0, 3000), window=WINDOWS)
+def test_pairs_behind_a_window_are_the_engines(chunk: int, context: int, window: int | None) -> None:
+    assert pairs_of(chunk, context, window) == window_pairs(chunk, context, window)
+
+
+@given(layers=LAYERS, length=st.integers(0, 3000))
+def test_folded_lengths_unfold(layers: list[tuple[int, int | None]], length: int) -> None:
+    folding = tuple(layers)
+    read = sum(weight * (length if window is None else min(length, window)) for weight, window in folding)
+    found = unfolded_length(folding, read)
+    seen = length if any(window is None for _, window in folding) else min(length, max(w or 0 for _, w in folding))
+    assert found == pytest.approx(seen)
+
+
+@given(layers=LAYERS, chunk=st.integers(1, 1500), context=st.integers(0, 3000))
+def test_folded_pairs_unfold(layers: list[tuple[int, int | None]], chunk: int, context: int) -> None:
+    """Into the context itself, or, where every window is full, into one that has the same pairs."""
+    folding = tuple(layers)
+    pairs = sum(weight * window_pairs(chunk, context, window) for weight, window in folding)
+    found = unfolded_context(folding, chunk, pairs)
+    assert sum(weight * pairs_of(chunk, found, window) for weight, window in folding) == pytest.approx(pairs, rel=1e-9)
+    if any(window is None for _, window in folding):
+        assert found == pytest.approx(context, rel=1e-6, abs=1e-6)
+
+
+@settings(max_examples=60)
+@given(
+    window=st.integers(20, 900),
+    number=st.integers(1, 40),
+    chunk=st.integers(1, 512),
+    context=st.integers(0, 3000),
+    sequences=st.integers(1, 32),
+    length=st.integers(16, 3000),
+)
+def test_a_machine_with_windows_is_found_again(
+    window: int, number: int, chunk: int, context: int, sequences: int, length: int
+) -> None:
+    """However far a context or a length reaches beyond what was measured: it lies behind the window."""
+    shapes = [chunks(1, size, before) for size in (1, 37, 512) for before in {0, window // 3, window}]
+    shapes += [decodes(size, long) for size in (1, 32) for long in {min(16, window), window}]
+    rows = [{"calls_per_step": 1, **s.row(), "time_us": own_kinds.attention_us(s, window)} for s in shapes]
+    grid = attention_of(rows, window)
+    expected = own_kinds.attention_us(chunks(number, chunk, context), window)
+    assert grid.prefill_s(number, chunk, context) == pytest.approx(expected * 1e-6, rel=1e-6)
+    expected = own_kinds.attention_us(decodes(sequences, length), window)
+    assert grid.decode_curve(sequences).at(grid.seen(length)) == pytest.approx(expected * 1e-6, rel=1e-6)
+
+
+@given(
+    experts=st.integers(2, 40),
+    per_token=st.integers(1, 8),
+    tokens=st.integers(1, 600),
+    share=st.floats(0, 1),
+)
+def test_a_machine_of_rows_and_weights_is_found_again(experts: int, per_token: int, tokens: int, share: float) -> None:
+    """Exact beside the point from which all experts can be in use, which whole tokens meet only where they divide."""
+    experts *= per_token
+    sizes = {"num_experts": experts, "experts_per_token": per_token}
+    points = {1, 3, experts // per_token, 600}
+    rows = [
+        {"tokens": size, "activated_experts": used, "time_us": 30 + 2.0 * size + 40 * used}
+        for size in points
+        for used in {per_token, most_experts(sizes, size)}
+    ]
+    grid = OwnExperts(rows, sizes)
+    most = most_experts(sizes, tokens)
+    activated = per_token + share * (most - per_token)
+    assert grid.at(tokens, activated) == pytest.approx((30 + 2.0 * tokens + 40 * activated) * 1e-6, rel=1e-6)
+    assert per_token - 1e-9 <= expected_experts(sizes, tokens) <= most + 1e-9

@@ -273,7 +273,7 @@ def test_other_deployments_are_refused(made: tuple[Path, Path]) -> None:
         build(folder, config, gpu=load_accelerator("L4"))
     with pytest.raises(InputError, match="--model"):
         build(folder, config, model=load_model("meta-llama/Llama-3.1-8B"))
-    with pytest.raises(InputError, match="know dense models"):
+    with pytest.raises(InputError, match="with hidden_size 512"):
         build(folder, config, model=load_model("mistralai/Mixtral-8x7B-v0.1"))
     with pytest.raises(InputError, match="--tp"):
         build(folder, config, parallelism=Parallelism(tp=2))

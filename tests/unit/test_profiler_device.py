@@ -8,8 +8,7 @@ import pytest
 
 from plimsoll.catalog.accelerators import load_accelerator
 from plimsoll.catalog.models import load_model
-from plimsoll.core.errors import InputError
-from plimsoll.perf.profiles.own_checks import shape_of
+from plimsoll.perf.profiles.own_shape import shape_of
 from plimsoll.profiler.device import cpu_device, cuda_device, device_toml, memory_bytes, usable_cores
 from plimsoll.profiler.work import calls_of, matrix_of, work_of
 
@@ -77,9 +76,3 @@ def test_sizes_and_work_of_llama() -> None:
     matrices = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
     weights = sum(work_of(name, shape)[1] * calls_of(shape)[name] for name in matrices)
     assert weights == pytest.approx(2 * 6.98e9, rel=0.01)
-
-
-@pytest.mark.parametrize("model", ["deepseek-ai/DeepSeek-R1", "mistralai/Mixtral-8x7B-v0.1", "google/gemma-2-9b"])
-def test_models_that_cannot_be_measured_yet_are_refused_by_name(model: str) -> None:
-    with pytest.raises(InputError, match="know dense models of one kind"):
-        shape_of(load_model(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import threading
@@ -153,7 +154,7 @@ def test_results_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:
 def test_a_failing_client_is_one_line(tmp_path: Path) -> None:
     """This Python has no vLLM, so the client's script fails at its import."""
     pytest.importorskip("plimsoll")
-    if "vllm" in sys.modules:
+    if importlib.util.find_spec("vllm") is not None:
         pytest.skip("vLLM is installed here: its absence cannot be tried")
     runs = calibration_runs(LIMITS)[:1]
     with pytest.raises(InputError, match="the client failed: ModuleNotFoundError") as caught:

@@ -10,6 +10,7 @@ import pytest
 
 from plimsoll.core.errors import InputError
 from plimsoll.perf.profiles.own_format import ATTENTION, CHECKS, HEADER, SEQUENCES, TOKENS, read_own
+from plimsoll.profiler.clock import CpuClock
 from plimsoll.profiler.grid import Rules, geometric, refine, straight
 from plimsoll.profiler.samples import Effort, collect, figures, spread_frac
 from plimsoll.profiler.shapes import Limits, Shape, chunks, decodes
@@ -86,6 +87,24 @@ def test_samples_end_with_the_budget_or_the_count() -> None:
     assert len(collect(once, Effort(min_samples=3, max_samples=6, budget_s=9.0))) == 6
 
 
+def test_operators_of_a_step_take_turns_on_a_cpu() -> None:
+    """Every sample has all copies of all operators, one operator after the other; the warm-up's are dropped."""
+    asked: list[tuple[str, int]] = []
+    times = iter(range(10**6))
+    clock = CpuClock()
+    clock.now_s = lambda: float(next(times))  # type: ignore[method-assign]
+    calls = [(lambda copy: asked.append(("a", copy)), 3), (lambda copy: asked.append(("b", copy)), 2)]
+    found = clock.samples(calls, Effort(warm_ups=1, min_samples=2, max_samples=2, budget_s=0.0))
+    assert found == [[1.0, 1.0], [1.0, 1.0]]
+    assert asked == 3 * [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2)]
+
+
+def test_calls_together_are_counted_after_the_first() -> None:
+    asked: list[int] = []
+    assert CpuClock().together(asked.append, 4) >= 0
+    assert asked == [0, 0, 1, 2, 3]
+
+
 def test_figures_are_median_and_half_the_quartiles() -> None:
     assert figures([1e-6, 2e-6, 9e-6])["time_us"] == pytest.approx(2.0)
     assert spread_frac([1.0]) == 0.0
@@ -145,7 +164,7 @@ class Interrupted(Formula):
         super().__init__(sizes)
         self.after = after
 
-    def attention(self, shape: Shape) -> dict[str, object]:
+    def attention(self, shape: Shape, window: int | None = None) -> dict[str, object]:
         if self.num_calls >= self.after:
             raise KeyboardInterrupt
         return super().attention(shape)

@@ -11,11 +11,12 @@ from plimsoll.api.profiling import profile
 from plimsoll.catalog.models import load_model
 from plimsoll.cli import main
 from plimsoll.core.errors import InfeasibleError, InputError, MissingExtraError, UnknownNameError
-from plimsoll.perf.profiles.own_checks import shape_of
 from plimsoll.perf.profiles.own_format import read_own
+from plimsoll.perf.profiles.own_shape import shape_of
 from plimsoll.profiler.samples import Effort
 from plimsoll.profiler.shapes import Shape, chunks, decodes
-from plimsoll.profiler.torch_backend import OF_TOKENS, TorchBackend
+from plimsoll.profiler.torch_backend import TorchBackend
+from plimsoll.profiler.work import token_operators
 from tests.own_profiles import write_config
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -72,7 +73,7 @@ def test_every_operator_takes_time_at_a_tiny_size(tmp_path: Path) -> None:
     shape = shape_of(load_model(str(write_config(tmp_path))))
     backend = TorchBackend(shape, device="cpu", effort=QUICK)
     rows = [*backend.tokens(8), *backend.sequences(3)]
-    assert [row["operator"] for row in rows] == [*OF_TOKENS, "head", "sampler"]
+    assert [row["operator"] for row in rows] == [*token_operators(shape), "head", "sampler"]
     assert all(row["time_us"] > 0 for row in rows)
     for step in (
         decodes(2, 32),

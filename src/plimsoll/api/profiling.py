@@ -15,7 +15,7 @@ from plimsoll.catalog.counting import native_precision
 from plimsoll.catalog.models import load_model
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.units import GIB
-from plimsoll.perf.profiles.own_checks import shape_of
+from plimsoll.perf.profiles.own_shape import plain_shape_of
 from plimsoll.profiler.device import usable_cores
 from plimsoll.profiler.run import DEVICE_FILE, Job, Profiled, profile_engine, profile_torch
 from plimsoll.profiler.shapes import Limits
@@ -168,7 +168,7 @@ def server_plan(asked: ProfileScenario, job: Job) -> ServerPlan:
     if not (model / "config.json").is_file() or not any(model.glob("tokenizer*")):
         raise InputError("--model", asked.model, "the vllm backend needs a folder with config.json and tokenizer")
     worker_cores, other_cores = split_cores(usable_cores())
-    shape = shape_of(job.model)
+    shape = plain_shape_of(job.model, "the vllm backend times")
     token_bytes = 2 * PRECISION_BYTES * shape["num_layers"] * shape["num_kv_heads"] * shape["head_dim"]
     cache_bytes = job.limits.max_seqs * (job.limits.max_length + 128) * token_bytes
     return ServerPlan(

@@ -80,6 +80,7 @@ def straight(measure: Callable[[int], float], along: Callable[[int], float] = fl
 
     def between(low: int, high: int, point: int) -> float:
         first, last = measure(low), measure(high)
-        return first + (last - first) * (along(point) - along(low)) / (along(high) - along(low))
+        start, end = along(low), along(high)
+        return first + (last - first) * (along(point) - start) / (end - start) if end > start else first
 
     return between

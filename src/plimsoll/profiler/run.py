@@ -12,8 +12,9 @@ from typing import Any
 from plimsoll._version import __version__
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.core.errors import InputError
-from plimsoll.perf.profiles.own_checks import shape_of
 from plimsoll.perf.profiles.own_format import COLLECTIVES, FORMAT, POWER
+from plimsoll.perf.profiles.own_shape import plain_shape_of, shape_of
+from plimsoll.profiler.clock import power_rows
 from plimsoll.profiler.collectives import measure_collectives
 from plimsoll.profiler.device import Device, cpu_device, cuda_device, device_toml, identity, memory_bytes
 from plimsoll.profiler.grid import Rules
@@ -22,7 +23,7 @@ from plimsoll.profiler.serving import add_host_time, bench, calibration_runs
 from plimsoll.profiler.shapes import Limits
 from plimsoll.profiler.store import Store
 from plimsoll.profiler.survey import Backend, Progress, Survey
-from plimsoll.profiler.torch_backend import TorchBackend, power_rows
+from plimsoll.profiler.torch_backend import TorchBackend
 from plimsoll.profiler.vllm_backend import EngineBackend, Worker
 from plimsoll.profiler.vllm_server import ServerPlan
 
@@ -83,14 +84,25 @@ def profile_torch(job: Job, device: str, threads: int) -> Profiled:
     torch.set_num_threads(threads)
     found = cuda_device(torch.cuda.get_device_name()) if device == "cuda" else cpu_device(threads)
     run = {"backend": "torch", "threads": threads, "torch": str(torch.__version__), "python": platform.python_version()}
+    run.update({f"{name}_kernel": kernel for name, kernel in backend.kernels.items()})
     store = _store(job, shape, found, run)
     devices = torch.cuda.device_count() if device == "cuda" else 1
     for ranks in sorted({job.tp, devices}):
         if ranks > 1 and not store.find(COLLECTIVES, ranks=ranks):
             store.add(COLLECTIVES, measure_collectives(ranks, device))
     if device == "cuda" and not store.find(POWER):
-        store.add(POWER, power_rows(torch, lambda: backend.tokens(job.limits.max_tokens)[0]["time_us"]))
-    return _survey(job, store, backend)
+        store.add(POWER, power_rows(torch, lambda: backend.work(job.limits.max_tokens)))
+    try:
+        return _survey(job, store, backend)
+    except RuntimeError as error:  # torch's OutOfMemoryError on CUDA is one; on a CPU it has no class of its own
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        limits = job.limits
+        raise InputError(
+            "--max-num-seqs, --max-num-batched-tokens, --max-model-len",
+            f"{limits.max_seqs}, {limits.max_tokens}, {limits.max_length}",
+            f"{found.name} has too little memory for this grid; lower them (what was measured is kept)",
+        ) from error
 
 
 def profile_engine(job: Job, url: str, plan: ServerPlan) -> Profiled:
@@ -104,7 +116,7 @@ def profile_engine(job: Job, url: str, plan: ServerPlan) -> Profiled:
     Raises:
         InputError: nobody answers, the server computes on something else than a CPU, or the folder cannot be used.
     """
-    shape = shape_of(job.model)
+    shape = plain_shape_of(job.model, "the vllm backend times")
     worker = Worker(url)
     facts = worker.facts()
     if facts["device"] != "cpu":

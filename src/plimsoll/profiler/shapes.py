@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from plimsoll.core.step import StepShape
+from plimsoll.core.step import FULL_ATTENTION, AttentionLayers, StepShape
 from plimsoll.perf.profiles.own_grids import pairs_of
 
 
@@ -41,17 +41,22 @@ class Shape:
         """The columns of a table."""
         return dataclasses.asdict(self)
 
-    def step_shape(self) -> StepShape:
-        """As a step model takes it; every chunk ends its prompt."""
+    def step_shape(self, layers: AttentionLayers = FULL_ATTENTION) -> StepShape:
+        """As a step model takes it, windows folded as `layers` say; every chunk ends its prompt."""
+
+        def seen(tokens: int) -> int:
+            return sum(weight * (tokens if window is None else min(tokens, window)) for weight, window in layers)
+
+        pairs = sum(weight * pairs_of(self.chunk_tokens, self.context_tokens, window) for weight, window in layers)
         tokens = self.num_prefill * self.chunk_tokens
         return StepShape(
             prefill_tokens=tokens,
             num_prefill=self.num_prefill,
-            prefill_pairs=round(self.num_prefill * pairs_of(self.chunk_tokens, self.context_tokens)),
-            prefill_read_tokens=self.num_prefill * self.context_tokens,
+            prefill_pairs=round(self.num_prefill * pairs),
+            prefill_read_tokens=self.num_prefill * seen(self.context_tokens),
             num_prefill_done=self.num_prefill,
             num_decode=self.num_decode,
-            decode_read_tokens=self.num_decode * self.decode_length_tokens,
+            decode_read_tokens=self.num_decode * seen(self.decode_length_tokens),
         )
 
     def __str__(self) -> str:

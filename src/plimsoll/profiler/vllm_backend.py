@@ -13,10 +13,9 @@ from plimsoll.perf.profiles.own_format import Row
 from plimsoll.profiler.samples import Effort, figures
 from plimsoll.profiler.shapes import Shape, chunks, decodes
 from plimsoll.profiler.survey import SHORTEST_LENGTH
-from plimsoll.profiler.work import work_of
+from plimsoll.profiler.work import OF_SEQUENCES, work_of
 
 Sample = Mapping[str, tuple[int, float]]
-OF_SEQUENCES = ("head", "sampler")
 RPC_TIMEOUT_S = 180.0
 LEAST_S = 1e-9  # of `other`, which is a difference
 
@@ -102,8 +101,9 @@ class EngineBackend:
         samples = self._samples(decodes(size, SHORTEST_LENGTH))
         return [self._row(name, samples, "flop_per_sequence", sequences=size) for name in OF_SEQUENCES]
 
-    def attention(self, shape: Shape) -> Row:
-        """One layer's."""
+    def attention(self, shape: Shape, window: int | None = None) -> Row:
+        """One layer's; of models without windows only (`own_shape.plain_shape_of`)."""
+        assert window is None
         samples = self._samples(shape)
         calls = samples[0]["attention"][0]
         return {"calls_per_step": calls, **shape.row(), **figures([s["attention"][1] / calls for s in samples])}

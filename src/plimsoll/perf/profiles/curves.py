@@ -6,6 +6,9 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ def total(curves: Iterable[Curve]) -> Curve:
     return functools.reduce(add, found) if found else Curve((0.0,), (0.0,))
 
 
-def neighbours(axis: Sequence[int], point: float) -> tuple[int, int, float]:
+def neighbours(axis: Sequence[T], point: float) -> tuple[T, T, float]:
     """Grid values on both sides of `point` and the weight of the upper one; the nearest alone outside the axis."""
     if point <= axis[0]:
         return axis[0], axis[0], 0.0

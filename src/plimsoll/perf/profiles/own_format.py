@@ -4,6 +4,8 @@
     tokens.csv        operators that work on every token of a step: matrix products, norms, activation, embedding
     sequences.csv     operators that work on every sampled sequence: head, sampler
     attention.csv     attention of one layer: prompt chunks, decodes, both
+    attention_window.csv  the same of one layer with a sliding window, where the model has such layers
+    moe.csv           routed experts of one layer, by tokens and by the experts that any of them uses
     steps.csv         whole steps of a running engine beside the operators in them: what is left is host time
     checks.csv        steps off the grid, measured and predicted: the error of interpolation
     collectives.csv   messages between devices, where there are several
@@ -72,12 +74,13 @@ SEQUENCES = Table(
 )
 SHAPE = ("num_prefill", "chunk_tokens", "context_tokens", "num_decode", "decode_length_tokens")
 ATTENTION = Table(file="attention.csv", key=("calls_per_step", *SHAPE))
+WINDOWED = Table(file="attention_window.csv", key=ATTENTION.key)
+EXPERTS = Table(file="moe.csv", key=("calls_per_step", "flop_per_token", "weight_bytes", "tokens", "activated_experts"))
 STEPS = Table(file="steps.csv", key=SHAPE, figures=("step_us", "operators_us", "spread_frac", "num_samples"))
 CHECKS = Table(file="checks.csv", key=SHAPE, figures=("measured_us", "predicted_us", "spread_frac", "num_samples"))
 COLLECTIVES = Table(file="collectives.csv", key=("operation", "ranks", "message_bytes"), texts=("operation",))
 POWER = Table(file="power.csv", key=("load",), texts=("load",), figures=("power_w", "spread_frac", "num_samples"))
-TABLES = (TOKENS, SEQUENCES, ATTENTION, STEPS, CHECKS, COLLECTIVES, POWER)
-REQUIRED = (TOKENS, SEQUENCES, ATTENTION)
+TABLES = (TOKENS, SEQUENCES, ATTENTION, WINDOWED, EXPERTS, STEPS, CHECKS, COLLECTIVES, POWER)
 FROM_ZERO = ("spread_frac", "num_samples", "operators_us")
 
 
@@ -144,16 +147,29 @@ def read_own(folder: str | Path) -> OwnProfile:
     path = Path(folder)
     header = read_header(path / HEADER)
     tables: dict[Table, list[Row]] = {}
+    required = required_tables(header)
     for table in TABLES:
         file = path / table.file
-        if not file.is_file() and table not in REQUIRED:
+        if not file.is_file() and table not in required:
             tables[table] = []
             continue
         rows = read_rows(file, table)
-        if not rows and table in REQUIRED:
+        if not rows and table in required:
             raise InputError(FIELD, str(file), f"it holds no measurements; {AGAIN}")
         tables[table] = rows
     return OwnProfile(folder=path, header=header, tables=tables)
+
+
+def required_tables(header: Mapping[str, Any]) -> tuple[Table, ...]:
+    """The tables that a profile of the header's model cannot do without."""
+    model = header.get("model", {})
+    sizes = model if isinstance(model, dict) else {}
+    behind = sizes.get("num_window_layers", 0)
+    found = [TOKENS, SEQUENCES]
+    found += [ATTENTION] if not behind or behind != sizes.get("num_layers") else []
+    found += [WINDOWED] if behind else []
+    found += [EXPERTS] if sizes.get("num_experts") else []
+    return tuple(found)
 
 
 def read_header(file: Path) -> Mapping[str, Any]:

@@ -5,6 +5,9 @@ context it is a straight line: exact for a kernel that takes a fixed time and a 
 number times one of their mean size, times what was measured of that (`ratios`): 1 where a kernel takes them one by
 one, less where they fill the device together. Decodes are straight lines in their number and their mean length. Beside
 chunks they cost the share `beside` of what they cost alone.
+
+Behind a sliding window a token sees `window` tokens at most: pairs count no more, and context and length beyond it cost
+nothing. `own_layers` puts the kinds of layers of a model together.
 """
 
 from __future__ import annotations
@@ -20,9 +23,14 @@ from plimsoll.perf.profiles.grids import Slices
 from plimsoll.perf.profiles.own_format import Row
 
 
-def pairs_of(chunk: float, context: float) -> float:
-    """Attention pairs of a chunk behind `context` cached tokens."""
-    return chunk * (context + (chunk + 1) / 2)
+def pairs_of(chunk: float, context: float, window: int | None = None) -> float:
+    """Attention pairs of a chunk behind `context` cached tokens, of which each token sees `window` at most."""
+    if window is None or context + chunk <= window:
+        return chunk * (context + (chunk + 1) / 2)
+    if context >= window - 1:  # the first new token fills the window with itself
+        return chunk * window
+    free = window - context
+    return free * context + free * (free + 1) / 2 + (chunk - free) * window
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,20 +40,24 @@ class OwnAttention:
     Attributes:
         chunks: one chunk alone, by its size, over the context before it.
         ratios: several chunks over their number times one, by number, over the size of each.
-        decodes: by number, over their mean length.
+        decodes: by number, over their mean length, to the window at most.
         beside: time that decodes add to a step with chunks, over their time alone.
+        window: tokens that a token sees at most, itself included; None for all.
     """
 
     chunks: Slices[Curve]
     ratios: Slices[Curve]
     decodes: Slices[Curve]
     beside: float
+    window: int | None = None
 
-    def prefill_s(self, num_prefill: int, tokens: float, pairs: float) -> float:
-        """Of `num_prefill` chunks with `tokens` and `pairs` together."""
-        chunk = tokens / num_prefill
-        context = max(0.0, pairs / tokens - (chunk + 1) / 2)
-        return num_prefill * self._chunk_s(chunk, context) * self._ratio(num_prefill, chunk)
+    def prefill_s(self, num_prefill: int, chunk: float, context: float) -> float:
+        """Of `num_prefill` chunks of `chunk` tokens, each behind `context`."""
+        return num_prefill * self._chunk_s(chunk, self.seen(context)) * self._ratio(num_prefill, chunk)
+
+    def seen(self, tokens: float) -> float:
+        """Of `tokens`, those that lie in the window."""
+        return tokens if self.window is None else min(tokens, self.window)
 
     def decode_curve(self, num_decode: int) -> Curve:
         """Time of `num_decode` decodes over their mean length, on the lengths of both measured neighbours."""
@@ -58,12 +70,25 @@ class OwnAttention:
 
     def _chunk_s(self, chunk: float, context: float) -> float:
         low, high, _ = neighbours(self.chunks.axis, chunk)
-        first = self.chunks.items[low].at(context)
+        first = self._row_s(low, context)
         if low == high:
-            return first if chunk <= high else first * pairs_of(chunk, context) / pairs_of(high, context)
-        start, end = pairs_of(low, context), pairs_of(high, context)
-        weight = (pairs_of(chunk, context) - start) / (end - start)
-        return first + weight * (self.chunks.items[high].at(context) - first)
+            return first if chunk <= high else first * self._pairs(chunk, context) / self._pairs(high, context)
+        start, end = self._pairs(low, context), self._pairs(high, context)
+        weight = (self._pairs(chunk, context) - start) / (end - start)
+        return first + weight * (self._row_s(high, context) - first)
+
+    def _row_s(self, chunk: int, context: float) -> float:
+        """One chunk of a measured size: along the context, or where a window ends it, along the pairs behind it."""
+        curve = self.chunks.items[chunk]
+        if self.window is None or context >= curve.last:
+            return curve.at(context)
+        low, high, _ = neighbours(curve.points, context)
+        start, end = self._pairs(chunk, low), self._pairs(chunk, high)
+        share = (self._pairs(chunk, context) - start) / (end - start) if end > start else 0.0
+        return curve.at(low) + share * (curve.at(high) - curve.at(low))
+
+    def _pairs(self, chunk: float, context: float) -> float:
+        return pairs_of(chunk, context, self.window)
 
     def _ratio(self, num_prefill: int, chunk: float) -> float:
         if num_prefill == 1 or not self.ratios.axis:
@@ -80,8 +105,8 @@ class OwnAttention:
         return curve.at(min(chunk, curve.last))
 
 
-def attention_of(rows: Iterable[Row]) -> OwnAttention:
-    """The grids of ``attention.csv``, seconds of one call."""
+def attention_of(rows: Iterable[Row], window: int | None = None) -> OwnAttention:
+    """The grids of ``attention.csv``, seconds of one call; with a window those of ``attention_window.csv``."""
     chunks: dict[int, dict[int, float]] = defaultdict(dict)
     decodes: dict[int, dict[int, float]] = defaultdict(dict)
     several, mixed = [], []
@@ -95,12 +120,13 @@ def attention_of(rows: Iterable[Row]) -> OwnAttention:
             several.append((row, seconds))
         else:
             decodes[row["num_decode"]][row["decode_length_tokens"]] = seconds
-    alone = OwnAttention(chunks=_curves(chunks), ratios=Slices.of({}), decodes=_curves(decodes), beside=1.0)
+    alone = OwnAttention(
+        chunks=_curves(chunks), ratios=Slices.of({}), decodes=_curves(decodes), beside=1.0, window=window
+    )
     ratios: dict[int, dict[int, float]] = defaultdict(dict)
     for row, seconds in several:
         count, chunk = row["num_prefill"], row["chunk_tokens"]
-        pairs = count * pairs_of(chunk, row["context_tokens"])
-        ratios[count][chunk] = seconds / alone.prefill_s(count, count * chunk, pairs)
+        ratios[count][chunk] = seconds / alone.prefill_s(count, chunk, row["context_tokens"])
     found = dataclasses.replace(alone, ratios=_curves(ratios))
     shares = [_share(found, row, seconds) for row, seconds in mixed]
     return dataclasses.replace(found, beside=max(0.0, statistics.median(shares))) if shares else found
@@ -108,9 +134,8 @@ def attention_of(rows: Iterable[Row]) -> OwnAttention:
 
 def _share(grid: OwnAttention, row: Row, seconds: float) -> float:
     """What the decodes of a mixed step added, over what they take alone."""
-    count, chunk = row["num_prefill"], row["chunk_tokens"]
-    prefill_s = grid.prefill_s(count, count * chunk, count * pairs_of(chunk, row["context_tokens"]))
-    return (seconds - prefill_s) / grid.decode_curve(row["num_decode"]).at(row["decode_length_tokens"])
+    prefill_s = grid.prefill_s(row["num_prefill"], row["chunk_tokens"], row["context_tokens"])
+    return (seconds - prefill_s) / grid.decode_curve(row["num_decode"]).at(grid.seen(row["decode_length_tokens"]))
 
 
 def _curves(measured: Mapping[int, Mapping[int, float]]) -> Slices[Curve]:

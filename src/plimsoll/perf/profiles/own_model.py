@@ -1,10 +1,10 @@
 """`profile` over Plimsoll's own form: what `plimsoll profile` measured, put together to the cost of a step.
 
-    step = tokens(T) + head(sampled rows) + layers · attention(chunks, decodes) + host time
+    step = tokens(T) + experts(T) + head(sampled rows) + Σ kinds of layers · attention(chunks, decodes) + host time
 
 Token and sequence operators are straight lines between measured sizes, which the profiler places where lines fit;
-attention is `own_grids`. Host time is the profile's own where it was measured beside the operators, else that of the
-engine's catalogue entry.
+attention is `own_grids` for one layer and `own_layers` for all of them, experts are `own_experts`. Host time is the
+profile's own where it was measured beside the operators, else that of the engine's catalogue entry.
 """
 
 from __future__ import annotations
@@ -13,26 +13,29 @@ import bisect
 from collections.abc import Callable
 from typing import Any
 
-from plimsoll.catalog.counting import attention_layers
 from plimsoll.core.errors import InputError, OutOfRangeError
 from plimsoll.core.source import Source
-from plimsoll.core.step import FULL_ATTENTION, AttentionLayers, StepCost, StepShape
+from plimsoll.core.step import AttentionLayers, StepCost, StepShape
 from plimsoll.core.units import US_PER_S
 from plimsoll.perf.overheads import Overheads
 from plimsoll.perf.profiles.curves import Curve, total
 from plimsoll.perf.profiles.own_checks import FAMILIES, by_operator, check_deployment, check_plausible, check_whole
+from plimsoll.perf.profiles.own_experts import OwnExperts
 from plimsoll.perf.profiles.own_format import (
     AGAIN,
     ATTENTION,
     COLLECTIVES,
+    EXPERTS,
     POWER,
     SEQUENCES,
     TOKENS,
+    WINDOWED,
     OwnProfile,
     Table,
     read_own,
 )
-from plimsoll.perf.profiles.own_grids import OwnAttention, attention_of
+from plimsoll.perf.profiles.own_grids import attention_of
+from plimsoll.perf.profiles.own_layers import LayerKind, Layers, folding_of, unfolded_length
 from plimsoll.perf.request import StepModelRequest
 from plimsoll.perf.tabulated import UNBOUNDED, Line
 
@@ -45,12 +48,10 @@ def build_own(request: StepModelRequest) -> OwnProfiled:
     Raises:
         InputError: the profile cannot be read, has holes, is not plausible, or is of another model, device, cut or
             precision; an unknown option.
-        InfeasibleError: pipeline stages or data-parallel ranks.
+        InfeasibleError: pipeline stages, data-parallel ranks or experts spread over ranks.
     """
     request.check_options("allow_extrapolation")
     profile = read_own(request.argument)
-    if attention_layers(request.model) != FULL_ATTENTION:
-        raise InputError("--model", request.model.id, "a profile's attention sees every token; take the roofline")
     check_deployment(profile, request.model, request.gpu, request.parallelism, request.precision)
     check_whole(profile)
     check_plausible(profile, request.gpu, request.precision)
@@ -79,10 +80,10 @@ class OwnProfiled:
         self._tokens = _sum(profile, TOKENS)
         self._rows = _sum(profile, SEQUENCES)
         self._message_s = _messages(profile)
-        rows = profile.tables[ATTENTION]
-        self._layers = int(rows[0]["calls_per_step"])
-        self.attention: OwnAttention = attention_of(rows)
-        self._curves: dict[int, Curve] = {}
+        self.attention = layers_of(profile)
+        experts = profile.tables[EXPERTS]
+        self._experts = OwnExperts(experts, profile.section("model")) if experts else None
+        self._moe_layers = int(experts[0]["calls_per_step"]) if experts else 0
         self._fixed: dict[tuple[int, int], float] = {}
         self._recent: dict[int, tuple[int, Line]] = {}
         busy = [row["power_w"] for row in profile.tables[POWER] if row["load"] == "busy"]
@@ -92,8 +93,8 @@ class OwnProfiled:
 
     @property
     def attention_layers(self) -> AttentionLayers:
-        """Everything sees everything."""
-        return FULL_ATTENTION
+        """The windows of the kinds of layers that were measured."""
+        return self.attention.folding
 
     @property
     def num_stages(self) -> int:
@@ -126,12 +127,12 @@ class OwnProfiled:
         if prefill_tokens:
             attention_s += self.attention.prefill_s(max(num_prefill, 1), prefill_tokens, prefill_pairs)
         if num_decode:
-            curve = self._decode_curve(num_decode)
-            attention_s += self.attention.beside * curve.at(decode_read_tokens / num_decode) / self._layers
+            curve = self.attention.decode_curve(num_decode, beside=True)
+            attention_s += curve.at(decode_read_tokens / num_decode)
         host_s = self._overheads.per_sequence_s * (num_prefill + num_decode)
         host_s += self._overheads.per_prefill_token_s * prefill_tokens
         fixed_s = self._fixed_s(prefill_tokens + num_decode, num_prefill_done + num_decode)
-        return fixed_s + host_s + self._layers * attention_s
+        return fixed_s + host_s + attention_s
 
     def decode_line(self, num_decode: int, decode_read_tokens: int, /) -> Line:
         """The straight line of decode-only steps; see `core.step.StepModel`.
@@ -146,7 +147,7 @@ class OwnProfiled:
             return self._overheads.per_step_s, 0.0, UNBOUNDED
         if not self._allowed:
             self._check(0, 0, 0, num_decode, decode_read_tokens)
-        curve = self._decode_curve(num_decode)
+        curve = self.attention.decode_curve(num_decode)
         base_s, slope_s, start, end = piece(curve, decode_read_tokens / num_decode)
         # A step at length x has read tokens n·x; the first one at or behind the piece's end belongs to the next piece.
         below = UNBOUNDED if end is None else _ceil(num_decode * end)
@@ -188,18 +189,17 @@ class OwnProfiled:
         return True
 
     def _check(self, prefill_tokens: int, num_prefill: int, pairs: int, num_decode: int, read_tokens: int) -> None:
-        grid = self.attention
+        layers, grid = self.attention, self.attention.kinds[0].grid
         self._refuse_above("tokens in a step", prefill_tokens + num_decode, self._tokens.last)
         self._refuse_above("decodes in a step", num_decode, grid.decodes.last)
         if num_decode:
-            lengths = grid.decodes.items[grid.decodes.last].last
-            self._refuse_above("tokens in a decoding sequence", read_tokens / num_decode, lengths)
+            length = unfolded_length(layers.folding, read_tokens / num_decode)
+            self._refuse_above("tokens in a decoding sequence", length, layers.longest)
         if prefill_tokens:
-            chunk = prefill_tokens / max(num_prefill, 1)
-            context = pairs / prefill_tokens - (chunk + 1) / 2
-            self._refuse_above("tokens in a prompt chunk", chunk, grid.chunks.last)
-            furthest = max(curve.last for curve in grid.chunks.items.values())
-            self._refuse_above("tokens of context before a chunk", context, furthest)
+            number = max(num_prefill, 1)
+            self._refuse_above("tokens in a prompt chunk", prefill_tokens / number, grid.chunks.last)
+            context = round(layers.context_of(number, prefill_tokens, pairs), 6)  # a root's last digits
+            self._refuse_above("tokens of context before a chunk", context, layers.furthest)
 
     def _refuse_above(self, what: str, asked: float, measured: float) -> None:
         if asked > measured:
@@ -222,14 +222,10 @@ class OwnProfiled:
         key = (tokens, sampled)
         if key not in self._fixed:
             seconds = self._overheads.per_step_s + self._tokens.at(tokens) + self._message_s(tokens)
+            if self._experts is not None and tokens:
+                seconds += self._moe_layers * self._experts.expected_s(tokens)
             self._fixed[key] = seconds + (self._rows.at(sampled) if sampled else 0.0)
         return self._fixed[key]
-
-    def _decode_curve(self, num_decode: int) -> Curve:
-        """Attention of all layers over the mean length of the decodes."""
-        if num_decode not in self._curves:
-            self._curves[num_decode] = self.attention.decode_curve(num_decode).times(self._layers)
-        return self._curves[num_decode]
 
     # Reports -----------------------------------------------------------------------------------------------------
 
@@ -248,10 +244,24 @@ class OwnProfiled:
             "profile": ", ".join(str(part) for part in (device.get("name"), model.get("id"), run.get("backend"))),
             "versions": {key: str(run[key]) for key in ("torch", "vllm", "date", "threads") if key in run},
             "interpolation_error_frac": quality.get("interpolation_error_median_frac"),
-            "beside": self.attention.beside,
+            "beside": self.attention.kinds[0].grid.beside,
             "overheads": self._overheads.source,
+            **({"experts": "uniform routing"} if self._experts is not None else {}),
             "source": str(self.source),
         }
+
+
+def layers_of(profile: OwnProfile) -> Layers:
+    """The attention of all layers, kind by kind."""
+    sizes = profile.section("model")
+    weights = {window: weight for weight, window in folding_of(sizes)}
+    found = []
+    for table, window in ((ATTENTION, None), (WINDOWED, sizes.get("window"))):
+        rows = profile.tables[table]
+        if rows:
+            count, grid = int(rows[0]["calls_per_step"]), attention_of(rows, window)
+            found.append(LayerKind(count=count, weight=weights[window], grid=grid))
+    return Layers(tuple(found))
 
 
 def _sum(profile: OwnProfile, table: Table) -> Curve:

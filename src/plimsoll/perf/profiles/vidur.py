@@ -25,9 +25,10 @@ from pathlib import Path
 
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.core.errors import InputError, OutOfRangeError
-from plimsoll.perf.profiles.own_checks import check_plausible, shape_of
+from plimsoll.perf.profiles.own_checks import check_plausible
 from plimsoll.perf.profiles.own_format import ATTENTION, COLLECTIVES, SEQUENCES, TABLES, TOKENS, OwnProfile, Row, Table
 from plimsoll.perf.profiles.own_model import OwnProfiled
+from plimsoll.perf.profiles.own_shape import plain_shape_of
 from plimsoll.perf.request import StepModelRequest
 
 MLP, ATTENTION_FILE, ALL_REDUCE = "mlp.csv", "attention.csv", "all_reduce.csv"
@@ -61,7 +62,7 @@ def build_vidur(request: StepModelRequest) -> OwnProfiled:
     folder, tp = Path(request.argument), request.parallelism.tp
     if request.parallelism.num_gpus > tp:
         raise InputError("--step-model profile", str(folder), "Vidur's profiles hold tensor parallelism only")
-    shape = shape_of(request.model)
+    shape = plain_shape_of(request.model, "Vidur's profiles hold")
     tables: dict[Table, list[Row]] = {table: [] for table in TABLES}
     tables[TOKENS] = _tokens(folder, request.model, shape, tp)
     if tp > 1:
