@@ -28,8 +28,10 @@ from typing import Any
 from engine_speed import NUM_BLOCKS, TRACE, config, draw, roofline
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.disaggregated import Clock, Machine
+from plimsoll.engine.disaggregated import Machine
+from plimsoll.engine.following import Course
 from plimsoll.engine.lane import Lane
+from plimsoll.engine.outlook import Outlook
 from plimsoll.engine.plugins import list_plugins
 from plimsoll.engine.replica import Replica
 
@@ -37,13 +39,15 @@ LINK = {"transfer_s_per_token": 2e-5, "transfer_latency_s": 8e-3}
 ALONE = "one replica"
 COUNTED: list[tuple[type, str, str]] = [
     (Replica, "advance", "times a replica is turned to"),
+    (Outlook, "turn", "times a replica is turned to"),
+    (Course, "turn", "times a replica is turned to"),
     (Lane, "decode", "stretches of decode steps"),
     (Machine, "begin_mixed", "prompt steps"),
     (Machine, "cut", "stretches cut short"),
-    (Clock, "at", "transfers"),
 ]
 WHY = {
-    "least-pending-tokens": "what is left on every replica changes in each step, so none can be left alone for long",
+    "least-pending-tokens": "what is left on every replica changes in each step: it is foretold where all decode, but "
+    "a prompt takes two more turns, and the closest of eight have to be told apart at every arrival",
     "least-loaded": "each end of a request has to be noticed before the next arrival is routed",
     "power-of-two": "as least-loaded, of two replicas",
     "prefix-aware": "without content ids it is least-loaded",
@@ -114,7 +118,8 @@ def explain(row: Row) -> None:
     calls: Counter[str] = Counter()
     with counting(calls):
         simulate(workload, engine, roofline())
-    listed = ", ".join(f"{calls[words] / len(workload):.1f} {words}" for _, _, words in COUNTED if calls[words])
+    kinds = dict.fromkeys(words for _, _, words in COUNTED if calls[words])
+    listed = ", ".join(f"{calls[words] / len(workload):.1f} {words}" for words in kinds)
     print(f"      a request takes {listed}: {WHY.get(kind, '?')}")
 
 

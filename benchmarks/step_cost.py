@@ -1,6 +1,6 @@
 """Speed and truth of the step models: calls per second, build time, and errors against public measurements.
 
-    PLIMSOLL_DATA=../shared/data python benchmarks/step_cost.py [--power]
+    PLIMSOLL_DATA=../shared/data python benchmarks/step_cost.py
 
 Measurements: Vidur's matrix products (shapes part of the fit), ML.ENERGY's inter-token latencies on H100 and B200 by
 one mean step, with the host time of `vllm-0.11-*` (`python -m validation ml-energy` simulates the same rows), and
@@ -28,7 +28,6 @@ from plimsoll.catalog.models import list_models, load_model
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import PlimsollError
 from plimsoll.core.step import StepShape
-from plimsoll.perf import power
 from plimsoll.perf.efficiency import find_efficiency
 from plimsoll.perf.kernels import Pricing, matrix_seconds
 from plimsoll.perf.operators import Gemm
@@ -192,28 +191,6 @@ def ml_energy(kind: str) -> None:
         print(f"  {gpu}: ITL {_quantiles(every[:, 0])}; watts median absolute {watts:.3f}")
 
 
-def fit_power() -> None:
-    """Least squares of ``data/power.toml`` over the rows without expert parallelism, at the measured step time."""
-    rows, targets, idles = [], [], []
-    for row, cut, model in ml_energy_rows():
-        if cut.ep > 1:
-            continue
-        gpu = load_accelerator(CARDS[row["gpu"]])
-        built = Roofline(model, gpu, cut, PRECISIONS[row["weights"]])
-        _, mixed = mean_step(built, row)
-        step_s = row["avg_batch"] / row["output_tokens_per_s"]
-        compute_s, memory_s = power.busy_seconds(built.operators, built._pricing, mixed)
-        idle_w = gpu.idle_w if gpu.idle_w is not None else power.load_power()["idle_frac"] * gpu.tdp_w
-        rows.append((1.0, compute_s / step_s, memory_s / step_s))
-        targets.append((row["avg_power_w"] / row["num_gpus"] - idle_w) / (gpu.tdp_w - idle_w))
-        idles.append(idle_w / gpu.tdp_w)
-    table, target, idle = np.array(rows), np.array(targets), np.array(idles)
-    found = np.linalg.lstsq(table, target, rcond=None)[0]
-    watts, measured = idle + (1 - idle) * np.minimum(1, table @ found), idle + (1 - idle) * target
-    error = _quantiles(watts / measured - 1)
-    print(f"power: base {found[0]:.2f} compute {found[1]:.2f} memory {found[2]:.2f}; n={len(target)}: {error}")
-
-
 def agreement() -> None:
     """Roofline over silicon on steps of dense models: two independent views of the same tables."""
     shapes = [StepShape(num_decode=n, decode_read_tokens=1000 * n) for n in (1, 4, 16, 64, 256)]
@@ -235,11 +212,7 @@ def agreement() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--power", action="store_true", help="fit the power model and stop")
-    args = parser.parse_args()
-    if args.power:
-        fit_power()
-        return
+    parser.parse_args()
     speed()
     agreement()
     if not DATA.is_dir():

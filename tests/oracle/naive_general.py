@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from plimsoll.core.step import StepModel
@@ -86,6 +87,9 @@ class NaiveReplica:
             return 0
         return sum(1 for i in self.decoding if self.rows[i].cached % self.block_size == 0)
 
+    def decodes_in_need(self) -> list[int]:
+        return [i for i in self.decoding if self.rows[i].cached % self.block_size == 0]
+
     @property
     def outgrown(self) -> list[int]:
         if self.policy.memory != "fixed":
@@ -102,6 +106,9 @@ class NaiveReplica:
 
     def cached_tokens(self, number: int) -> int:
         return self.rows[number].cached
+
+    def cached_tokens_of(self, numbers: Sequence[int]) -> list[int]:
+        return [self.rows[i].cached for i in numbers]
 
     def generated(self, number: int) -> int:
         return len(self.rows[number].times_s)

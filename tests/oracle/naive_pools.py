@@ -124,6 +124,9 @@ class Pools:
             if now_s >= duration_s:
                 break
             self.tick(requests, now_s)
+        for box in self.boxes:
+            if box.busy_until_s == duration_s:
+                self.end(box, duration_s)  # what comes at the very end still comes; nothing follows from it
         return [_facts(r, duration_s) for r in requests if r.arrival_s < duration_s]
 
     def line_up(self, free_s: float) -> None:

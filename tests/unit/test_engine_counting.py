@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +12,12 @@ import pytest
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.run import Run
 from plimsoll.core.workload import Workload
-from plimsoll.engine import EngineConfig, counting, simulate
-from plimsoll.engine.counting import CountingFleet, InTurn, QueueEndError, TooPatientError
-from plimsoll.engine.policy import StepPlan
+from plimsoll.engine import EngineConfig, cluster, counting, simulate
+from plimsoll.engine.counting import CountingFleet, PairFleet, TooPatientError
+from plimsoll.engine.outlook import Outlook
+from plimsoll.engine.policies.vllm_v1 import VllmV1
 from plimsoll.engine.replica import Replica
+from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel, SkewedModel
 
 ROUTERS = ["least-loaded", "power-of-two", "prefix-aware"]
@@ -66,8 +67,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(owner, name, call)
 
     watch(Replica, "advance")
-    watch(CountingFleet, "_run_ahead")
-    watch(CountingFleet, "_put_off")
+    watch(Outlook, "turn")
     watch(TooPatientError, "__init__")
     return counted
 
@@ -142,8 +142,8 @@ def test_with_little_to_do_replicas_are_turned_to_once_or_twice_a_request(calls:
     """Eight replicas, so that of every arrival seven need not hear; a fleet that looks would take eight turns."""
     num = 400
     simulate(load(num, 0.05, 60, 60), engine(replicas=8), KinkedModel())
-    assert calls["_put_off"] > num
-    assert calls["advance"] < 2 * num
+    assert num / 2 < calls["turn"] < 2 * num
+    assert calls["advance"] == 8, "once each, when nobody will look any more"
     assert not calls["__init__"], "no promise was broken"
 
 
@@ -151,59 +151,74 @@ def test_under_much_load_replicas_run_far_ahead(calls: Counter[str]) -> None:
     """Arrivals come in a fifth of the time that they take: whoever is in the queue does not hear of those behind."""
     num = 600
     simulate(load(num, 0.002, 60, 60), engine(replicas=4), KinkedModel())
-    assert 0 < calls["_run_ahead"] < num / 4
-    assert calls["advance"] < num
+    assert 0 < calls["turn"] < num / 4
+
+
+def test_of_two_replicas_that_are_drawn_the_others_are_left_alone(calls: Counter[str]) -> None:
+    num = 400
+    workload = load(num, 0.01, 60, 60)
+    simulate(workload, engine("least-loaded", replicas=8), KinkedModel())
+    all_turns = calls["turn"]
+    calls.clear()
+    simulate(workload, engine("power-of-two", replicas=8), KinkedModel())
+    assert num / 4 < calls["turn"] < 0.8 * all_turns
+
+
+@pytest.mark.parametrize("kind", [CountingFleet, PairFleet])
+def test_however_it_is_asked_a_fleet_counts_the_same(
+    kind: type[CountingFleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All counts, one count, and which of two is smaller."""
+    asked: list[int] = []
+
+    class Asks:
+        needs_state = counts_requests = True
+        looks_at_few = kind is PairFleet
+
+        def choose(self, fleet: Any, request: int, now_s: float, /) -> int:
+            assert type(fleet) is kind
+            one = fleet.load(request % 4)
+            every = list(fleet.loads())
+            assert every[request % 4] == one
+            assert fleet.fewer(1, 2) == (2 if every[2] < every[1] else 1)
+            assert fleet.fewer(2, 1) == (1 if every[1] < every[2] else 2)
+            seen = [replica.outstanding(now_s) for replica in plain.now(now_s)]
+            assert every == seen
+            asked.append(request)
+            plain.send(every.index(min(every)), request, now_s)
+            return every.index(min(every))
+
+    workload, config = load(200, 0.02, 60, 40), engine()
+    plain = Beside(workload, config)
+    monkeypatch.setattr(cluster, "_build_router", lambda *_: Asks())
+    simulate(workload, config, KinkedModel())
+    assert asked == list(range(200))
+
+
+class Beside:
+    """Replicas that are brought up to date at every arrival."""
+
+    def __init__(self, workload: Workload, config: EngineConfig) -> None:
+        requests = Requests(workload, config.max_model_len)
+        self.replicas = [Replica(requests, config, KinkedModel(), VllmV1(config), number) for number in range(4)]
+
+    def now(self, now_s: float) -> list[Replica]:
+        for replica in self.replicas:
+            replica.advance(now_s)
+        return self.replicas
+
+    def send(self, number: int, request: int, now_s: float) -> None:
+        self.replicas[number].push((request,), (now_s,))
 
 
 def test_a_queue_by_priority_is_not_run_ahead(calls: Counter[str]) -> None:
-    workload = load(200, 0.002, 60, 60, priority=ints(np.arange(200) % 3))
+    num = 200
+    workload = load(num, 0.002, 60, 60, priority=ints(np.arange(num) % 3))
     simulate(workload, engine(options={"scheduling_policy": "priority"}), KinkedModel())
-    assert not calls["_run_ahead"]
-    assert calls["_put_off"]
-
-
-class Planned:
-    """A policy that answers what it was told."""
-
-    def __init__(self, plan: StepPlan) -> None:
-        self.answer = plan
-
-    def plan(self, replica: Replica, /) -> StepPlan:
-        del replica
-        return self.answer
-
-
-@dataclasses.dataclass
-class Queues:
-    """As much of a replica as is looked at."""
-
-    waiting: list[int]
-    prefilling: dict[int, int]
-
-
-@pytest.mark.parametrize(
-    ("chunks", "waiting", "prefilling", "goes_on"),
-    [
-        ([], [7], {}, True),
-        ([], [], {}, False),
-        ([(7, 4)], [7, 8], {}, True),
-        ([(7, 4), (8, 1)], [7, 8], {}, False),
-        ([(3, 9)], [8], {3: 5}, True),
-        ([(3, 9), (8, 1)], [8], {3: 5}, False),
-        ([(3, 9)], [], {3: 5}, False),
-    ],
-)
-def test_a_plan_is_certain_if_it_leaves_somebody_waiting(
-    chunks: list[tuple[int, int]], waiting: list[int], prefilling: dict[int, int], goes_on: bool
-) -> None:
-    plan = StepPlan(chunks)
-    policy = InTurn(Planned(plan))
-    replica: Any = Queues(waiting, prefilling)
-    if goes_on:
-        assert policy.plan(replica) is plan
-        return
-    with pytest.raises(QueueEndError):
-        policy.plan(replica)
+    by_priority = calls["turn"]
+    calls.clear()
+    simulate(workload, engine(), KinkedModel())
+    assert by_priority > 1.5 * calls["turn"] > 0
 
 
 def test_ends_at_one_instant_all_count(monkeypatch: pytest.MonkeyPatch) -> None:

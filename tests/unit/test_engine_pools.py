@@ -13,15 +13,18 @@ import pytest
 
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.errors import InfeasibleError, InputError
-from plimsoll.core.run import Run
+from plimsoll.core.run import Run, StepLog
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, plugins, simulate
+from plimsoll.engine.bridge import Bridge
 from plimsoll.engine.cluster import CLUSTERS
-from plimsoll.engine.disaggregated import Clock, Machine
-from plimsoll.engine.lane import Lane
+from plimsoll.engine.decode_instance import DecodeInstance
+from plimsoll.engine.disaggregated import Machine
 from plimsoll.engine.pools import PooledEngine
+from plimsoll.engine.prompts_ahead import PromptsAhead
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel, SkewedModel
+from validation.schedules import OneSecond
 
 ENGINES = list(plugins.list_plugins(CLUSTERS))
 LINK = {"transfer_s_per_token": 1e-5, "transfer_latency_s": 2e-3}
@@ -73,7 +76,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     watch(Machine, "begin_decodes")
     watch(Machine, "cut")
-    watch(Clock, "look_at")
+    watch(Bridge, "_ask_all")
     return counted
 
 
@@ -143,7 +146,7 @@ def test_nobody_looks_at_the_bridge_without_room(calls: Counter[str]) -> None:
     config = engine("distserve", num_blocks=100, options={"swap_s_per_token": 1e-5})
     run = simulate(load(num, 0.001), config, KinkedModel())
     assert run.num_steps > 5 * num
-    assert calls["look_at"] < run.num_steps / 4, "one a step would be to look all the time"
+    assert calls["_ask_all"] < 2.2 * num, "once for a prompt that is taken, once for one that is refused"
     assert calls["begin_decodes"] < 3 * num
 
 
@@ -151,8 +154,7 @@ def test_steps_that_are_taken_back_leave_no_trace() -> None:
     workload = Workload(arrival_s=floats([0.0, 0.0]), prompt_tokens=ints([6, 9]), output_tokens=ints([20, 30]))
     config = EngineConfig(num_blocks=100, block_size=4)
     requests = Requests(workload, 1 << 20)
-    machine = Machine(requests, config, KinkedModel(), 0, None)
-    machine.by_page = True
+    machine = DecodeInstance(requests, config, KinkedModel(), 0, None)
     for request in (0, 1):
         machine.lane.resume(request, workload.prompt_tokens[request], workload.output_tokens[request] - 1)
     before = (machine.free_blocks, machine.lane.read, machine.lane.due)
@@ -185,50 +187,66 @@ def test_a_step_of_prompts_is_never_taken_back() -> None:
     assert not machine.runs_ahead()
 
 
-def test_the_clock_takes_results_in_order_of_machines_then_transfers_then_arrivals() -> None:
-    seen: list[str] = []
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("gap_s", [0.002, 0.05])
+def test_what_the_step_log_says_holds_at_its_instants(name: str, gap_s: float) -> None:
+    """Entries are fewer where steps are run ahead, and each of them is one of those of single steps."""
+    for prefill, decode in ((1, 1), (2, 3)):
+        config = engine(name, prefill, decode, keep_step_log=True, num_blocks=150)
+        workload = load(120, gap_s)
+        ahead = simulate(workload, config, KinkedModel()).step_log
+        single = simulate(workload, config, KinkedModel(), observer=Silent()).step_log
+        assert ahead is not None
+        assert single is not None
 
-    class Arrivals:
-        next_s = 1.0
-        closed = False
+        def rows(log: StepLog) -> set[tuple[float, ...]]:
+            columns = (log.time_s, log.replica, log.num_running, log.num_waiting, log.used_blocks)
+            return set(zip(*(column.tolist() for column in columns), strict=True))
 
-        def take(self) -> tuple[float, int]:
-            self.next_s = float("inf")
-            return 1.0, 5
+        assert rows(ahead) <= rows(single)
+        assert len(ahead.time_s) < len(single.time_s)
 
-        def answered(self, now_s: float) -> None:
-            seen.append(f"answered {now_s}")
 
-    class Fake:
-        busy = True
+def prompts_ahead(num_blocks: int, *rows: tuple[float, int, int], until_s: float = 1e9) -> PromptsAhead:
+    arrival_s, prompt, output = (list(column) for column in zip(*rows, strict=True))
+    workload = Workload(arrival_s=floats(arrival_s), prompt_tokens=ints(prompt), output_tokens=ints(output))
+    config = EngineConfig(num_blocks=num_blocks, block_size=4, max_num_seqs=3, max_num_batched_tokens=10)
+    machine = Machine(Requests(workload, 1 << 20), config, OneSecond(), 0, None)
+    return PromptsAhead(machine, list(range(len(rows))), [*arrival_s, float("inf")], until_s)
 
-        def __init__(self, number: int) -> None:
-            self.number, self.now_s = number, 1.0
-            self.lane = Lane(Requests(load(1, 1.0), 99), 0, 4, ((1, None),))
 
-        def stepped(self, finished: list[int]) -> None:
-            seen.append(f"stepped {self.number}")
+def test_prompts_are_computed_ahead_in_batches_of_those_who_have_come() -> None:
+    ahead = prompts_ahead(100, (0.0, 4, 2), (0.5, 5, 2), (0.6, 5, 2), (0.7, 1, 2), (9.0, 30, 2))
+    ahead.run()
+    assert list(ahead.done) == [(1.0, 0), (2.0, 1), (2.0, 2), (3.0, 3), (10.0, 4)], "ten tokens, or a longer one alone"
+    assert ahead.next_s() == float("inf")
+    assert ahead.machine.requests.scheduled_s == [0.0, 1.0, 1.0, 2.0, 9.0]
 
-    class Scheduler:
-        machines = [Fake(0), Fake(1)]  # noqa: RUF012
 
-        def arrive(self, request: int, now_s: float, /) -> None:
-            seen.append(f"arrival {request}")
+def test_prompts_wait_for_room_that_is_known_of() -> None:
+    ahead = prompts_ahead(4, (0.0, 8, 2), (0.0, 8, 2), (0.0, 4, 2), (0.0, 4, 2))
+    ahead.run()
+    assert list(ahead.done) == [(1.0, 0), (2.0, 1)]
+    assert ahead.next_s() == 2.0, "at that time somebody may have left, and then there is room"
+    ahead.done.clear()
+    ahead.machine.releases.append((3.5, 1))
+    ahead.run()
+    assert not ahead.done, "nobody had"
+    assert ahead.next_s() == 3.5
+    ahead.run()
+    assert list(ahead.done) == [(4.5, 2)], "one block, one prompt"
+    ahead.done.clear()
+    ahead.machine.releases.extend([(4.2, 1), (7.0, 2)])
+    ahead.run()
+    assert list(ahead.done) == [(5.5, 3)]
 
-        def step_over(self, machine: Fake, now_s: float, /) -> list[int]:
-            machine.busy = False
-            return [9] if machine.number else []
 
-        def begin_step(self, machine: Fake, now_s: float, until_s: float, /) -> bool:
-            seen.append(f"begin {machine.number}")
-            return False
-
-    clock = Clock()
-    clock.ends = [(1.0, 0), (1.0, 1)]
-    clock.at(1.0, lambda: seen.append("transfer"))
-    clock.run(Scheduler(), Arrivals(), 10.0)  # type: ignore[arg-type]
-    expected = ["stepped 0", "stepped 1", "answered 1.0", "transfer", "arrival 5", "begin 0", "begin 1"]
-    assert seen == expected
+def test_a_prompt_that_needs_no_more_than_a_token_keeps_no_room() -> None:
+    ahead = prompts_ahead(2, (0.0, 8, 1), (0.0, 8, 1), (0.0, 8, 2), until_s=2.5)
+    ahead.run()
+    assert (list(ahead.done), ahead.machine.free_blocks) == ([], 0), "the third is not computed when the run is cut"
+    assert ahead.machine.requests.last_step == [0, 1, -1]
+    assert ahead.machine.now_s == 3.0
 
 
 @pytest.mark.parametrize("name", ENGINES)

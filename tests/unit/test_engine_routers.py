@@ -13,6 +13,7 @@ from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.counting import TooPatientError
+from plimsoll.engine.routers.prefix_aware import Memory
 from tests.oracle.models import KinkedModel
 from validation.schedules import OneSecond
 
@@ -176,3 +177,22 @@ class Silent:
     def scheduled(self, *_: object) -> None: ...
 
     def stepped(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 20, 500])
+def test_a_memory_forgets_what_was_sent_longest_ago(capacity: int) -> None:
+    """Beside a list that is searched from end to end; often sent ids leave many places behind, which are tidied up."""
+    rng = np.random.default_rng(capacity)
+    memory, plain = Memory(capacity), list[int]()
+    for _ in range(400):
+        ids = rng.integers(0, 30, int(rng.integers(0, 12))).tolist()
+        expected = next((count for count, content in enumerate(ids) if content not in plain), len(ids))
+        assert memory.match(ids) == expected
+        memory.remember(ids)
+        for content in reversed(ids):
+            if content in plain:
+                plain.remove(content)
+            plain.append(content)
+        del plain[: max(0, len(plain) - capacity)]
+        assert sorted(memory.last, key=memory.last.__getitem__) == plain
+    assert len(memory._queue) <= 4 * capacity + 1000 + 12

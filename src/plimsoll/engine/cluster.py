@@ -12,24 +12,26 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.run import Run
-from plimsoll.core.step import StepModel
+from plimsoll.core.step import ChunkLine, StepModel
 from plimsoll.core.workload import Workload
 from plimsoll.engine import plugins
 from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.bursts import burst_draw, with_bursts
 from plimsoll.engine.config import EngineConfig, Option
-from plimsoll.engine.counting import CountingFleet, TooPatientError, can_be_counted
+from plimsoll.engine.counting import CountingFleet, PairFleet, TooPatientError
 from plimsoll.engine.fleet import Fleet
+from plimsoll.engine.following import FollowingFleet, followed
 from plimsoll.engine.frontend import as_sent, delayed
 from plimsoll.engine.lockstep import LockstepGroup
 from plimsoll.engine.lookahead import LookaheadReplica, can_look_ahead
+from plimsoll.engine.outlook import can_be_counted
 from plimsoll.engine.pipeline import PipelineReplica
 from plimsoll.engine.planned import PlannedReplica
 from plimsoll.engine.policy import Policy
@@ -51,7 +53,11 @@ class Router(Protocol):
 
     Attributes:
         needs_state: false where the choice depends on no replica: then they are simulated one after another.
-        counts_requests: optional; true where nothing but `Fleet.loads` and `Fleet.load` is looked at, which is faster.
+        counts_requests: optional; true where only `Fleet.loads`, `load` and `fewer` are looked at, which is faster.
+        counts_tokens: optional; true where only `Fleet.least_pending` and `pending_tokens` are, which is faster.
+        looks_at_few: optional, besides `counts_requests`; true where it looks at the counts of few replicas at a time.
+
+    A router that counts may have a method ``pick(loads)`` besides, which says the same from `Fleet.loads` alone.
     """
 
     needs_state: bool
@@ -117,6 +123,31 @@ def simulate(
     return with_bursts(run, [burst_draw(one) for kind, one in kinds for _ in range(kind.replicas)], seed)
 
 
+def serve_arrivals(
+    workload: Workload, config: EngineConfig, model: StepModel, make_arrivals: Callable[[Workload, list[int]], Arrivals]
+) -> Run:
+    """`simulate` of one replica whose closed-loop users reach it in a way of the caller's own.
+
+    Args:
+        workload: the requests of a closed loop.
+        config: engine sizes and policy of the one replica.
+        model: seconds of a step on it.
+        make_arrivals: makes the `Arrivals` of a workload from the numbers of the requests that can run at all.
+
+    Raises:
+        ValueError: not a closed loop.
+    """
+    if workload.concurrency is None:
+        raise ValueError("serve_arrivals() is for closed loops")
+    requests = Requests(workload, config.max_model_len)
+    arrivals = make_arrivals(workload, _accepted(workload, requests, [config]))
+    replica = _build_replica(requests, config, model, 0, None, False)
+    for number, lane in enumerate(replica.lanes):
+        lane.number = number
+    _closed_loop(arrivals, [replica], _build_router(config, workload, 0), requests, INFINITE)
+    return build_run(workload, requests, [replica], arrivals.sent_s, None)
+
+
 def _simulate(
     workload: Workload,
     config: EngineConfig,
@@ -145,19 +176,32 @@ def _simulate(
     count = sum(kind.replicas for kind, _ in kinds)
     counts = patient and not arrivals.closed and getattr(router, "counts_requests", False)
     eager = count > 1 and (router.needs_state or arrivals.closed) and not counts
-    replicas: list[Replica] = []
-    for kind, kind_model in kinds:
-        for _ in range(kind.replicas):
-            replicas.append(_build_replica(requests, kind, kind_model, len(replicas), observer, eager))
+    known: list[int] | None = None
+    if eager and patient and not arrivals.closed and getattr(router, "counts_tokens", False):
+        replicas = _build_replicas(requests, kinds, observer, eager=False)
+        known = followed(replicas, requests)
+    if known is None:
+        replicas = _build_replicas(requests, kinds, observer, eager=eager)
     for number, lane in enumerate(lane for replica in replicas for lane in replica.lanes):
         lane.number = number
+    _share_lines(replicas)
     if arrivals.closed:
         _closed_loop(arrivals, replicas, router, requests, until_s)
     elif counts and all(can_be_counted(replica) for replica in replicas):
-        _open_loop(arrivals, CountingFleet(replicas, requests, until_s), router, until_s)
+        fleet_class = PairFleet if getattr(router, "looks_at_few", False) else CountingFleet
+        _open_loop(arrivals, fleet_class(replicas, requests, until_s), router, until_s)
+    elif known is not None:
+        _open_loop(arrivals, FollowingFleet(replicas, requests, known, until_s), router, until_s)
     else:
         _open_loop(arrivals, Fleet(replicas, requests), router, until_s)
     return _shared_scale(build_run(workload, requests, replicas, arrivals.sent_s, duration_s), replicas)
+
+
+def _share_lines(replicas: list[Replica]) -> None:
+    """Let replicas of one step model look its lines up in one table."""
+    lines: dict[int, dict[tuple[int, int], ChunkLine]] = {}
+    for replica in replicas:
+        replica.chunk_lines = lines.setdefault(id(replica.model), replica.chunk_lines)
 
 
 def _check_policies(kinds: Sequence[Member]) -> None:
@@ -166,6 +210,16 @@ def _check_policies(kinds: Sequence[Member]) -> None:
     for kind, _ in kinds:
         if kind.policy not in known and not kind.policy.endswith(".py"):
             raise UnknownNameError("--engine", kind.policy, known, "or give the path of a .py file")
+
+
+def _build_replicas(
+    requests: Requests, kinds: Sequence[Member], observer: Observer | None, *, eager: bool
+) -> list[Replica]:
+    replicas: list[Replica] = []
+    for kind, kind_model in kinds:
+        for _ in range(kind.replicas):
+            replicas.append(_build_replica(requests, kind, kind_model, len(replicas), observer, eager))
+    return replicas
 
 
 def _build_replica(

@@ -1,87 +1,38 @@
 """Replicas behind a router that only counts: they are left alone until a count can have changed.
 
-A count of outstanding requests falls when somebody ends. So of a replica nothing is to be seen before that, and there
-are two ways not to look at it at every arrival, of which most go elsewhere:
+A count of outstanding requests falls when somebody ends. Each replica has a time before which nobody does: the end of
+one that was run ahead, or that until which it was put off (`plimsoll.engine.outlook`).
 
-    run ahead   Where a queue is served strictly in turn and a plan leaves somebody waiting, whoever arrives would wait
-                behind them. So the replica runs on at once, past the arrivals that are still to come, as long as its
-                plans do so, and the ends of requests are noted for when their time has come.
-    put off     Else the next end is some steps away, each of which takes at least as long as one that only decodes.
-                Until then nothing is run at all. An arrival makes steps longer, not shorter.
-
-The latter is no law of nature: a model's times may fall with the batch. So it is checked when the steps are run, and a
-simulation in which it does not hold is run again with a fleet that puts nothing off (`TooPatientError`).
+That a replica may be put off so long is checked when its steps are run, and a simulation in which it turns out to be
+wrong is run again with a fleet that puts nothing off (`TooPatientError`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
 from plimsoll.engine.fleet import Fleet
-from plimsoll.engine.policy import Policy, StepPlan
-from plimsoll.engine.replica import INFINITE, NOBODY, Replica
+from plimsoll.engine.outlook import ANYBODY, Outlook
+from plimsoll.engine.replica import INFINITE, Replica
 from plimsoll.engine.requests import Requests
 
 if TYPE_CHECKING:
     from plimsoll.engine.cluster import Router
-
-BELOW_ROUNDING = 1 - 1e-9
-"""What a product is multiplied with to lie below the sum of as many terms."""
-ANYBODY = 1 << 62
-"""More steps than any request has."""
 
 
 class TooPatientError(Exception):
     """A request ended before the time up to which the router had been told that none would."""
 
 
-class QueueEndError(Exception):
-    """Whoever arrives now may be let in at once."""
-
-
-class InTurn:
-    """A policy that is asked only while whoever arrives would have to wait behind others."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._plan = policy.plan
-
-    def plan(self, replica: Replica, /) -> StepPlan:
-        """What the policy says, if it leaves anybody waiting."""
-        waiting = replica.waiting
-        if waiting:
-            plan = self._plan(replica)
-            left = len(waiting) - len(plan.chunks)
-            if left > 0 or (left == 0 and plan.chunks[0][0] in replica.prefilling):
-                return plan
-        raise QueueEndError
-
-
-class Outlook:
-    """What is known of one replica beyond what was counted.
-
-    Attributes:
-        replica: whose it is.
-        in_turn: its policy for running ahead; None where it may not.
-        due_step: the first step in which somebody may end, if that was put off; else ANYBODY.
-        least: whoever has a shorter answer than that and arrives now might end before; ANYBODY: whoever it is.
-        step_s: what each of its tokens then takes at least; 0 where that is not known.
-    """
-
-    __slots__ = ("decode_line", "due_step", "in_turn", "least", "replica", "step_s")
-
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
-        self.decode_line = replica.model.decode_line
-        self.in_turn = InTurn(replica.policy) if _serves_in_turn(replica) else None
-        self.due_step = self.least = ANYBODY
-        self.step_s = 0.0
-
-
 class CountingFleet(Fleet):
-    """A `Fleet` for routers that look at nothing but `loads` and `load`, in an open loop.
+    """A `Fleet` for routers that look at nothing but `loads`, `load` and `fewer`, in an open loop.
+
+    What is to come of all replicas is one heap: ``(time, replica)`` where somebody ends, ``(time, ~replica)`` where a
+    replica has to be turned to.
 
     Args:
         replicas, requests: as of a `Fleet`; all of them `can_be_counted`.
@@ -90,173 +41,139 @@ class CountingFleet(Fleet):
 
     def __init__(self, replicas: Sequence[Replica], requests: Requests, until_s: float) -> None:
         super().__init__(replicas, requests)
-        self._until_s = until_s
-        self._sent_s = -math.inf
-        self._outlooks = [Outlook(replica) for replica in replicas]
-        self._coming: list[list[float]] = [[] for _ in replicas]  # ends of requests that were run ahead, the last first
+        self._outlooks = [Outlook(replica, until_s) for replica in replicas]
+        self._events: list[tuple[float, int]] = [(math.inf, len(replicas))]
+        self._least = [ANYBODY] * len(replicas)
 
     def serve(self, router: Router, sent: Iterable[int], times: Iterable[float]) -> None:
         """Route arrivals, in order of time."""
-        choose, loads, due_s, outlooks = router.choose, self._loads, self._due_s, self._outlooks
-        output, placed = self._requests.output, self._requests.replica
+        loads, least, output = self._loads, self._least, self._requests.output
         queues = [(replica.sent.append, replica.sent_s.append) for replica in self.replicas]
+        choose, pick, events = router.choose, getattr(router, "pick", None), self._events
         for request, now_s in zip(sent, times, strict=True):
-            self.now_s = now_s
-            number = choose(self, request, now_s)
-            placed[request] = number
+            if pick is None:
+                self.now_s = now_s
+                number = choose(self, request, now_s)
+            else:
+                if events[0][0] <= now_s:
+                    self.now_s = now_s
+                    self.loads()
+                number = pick(loads)
             send, send_s = queues[number]
             send(request)
             send_s(now_s)
-            outlook = outlooks[number]
-            replica = outlook.replica
-            if replica.next_arrival_s == INFINITE:
-                replica.next_arrival_s = now_s
             loads[number] += 1
-            if output[request] < outlook.least:
-                step_s = outlook.step_s
-                end_s = now_s + output[request] * step_s if step_s else math.nextafter(now_s, INFINITE)
-                if end_s < due_s[number]:
-                    due_s[number] = end_s
-                    self._soonest_s = min(self._soonest_s, end_s)
-            self._sent_s = now_s
+            if output[request] < least[number]:
+                self._hurry(number, self._outlooks[number].sent(now_s, output[request]))
 
     def loads(self) -> list[int]:
         """For each replica the requests sent to it and not answered by `now_s`; not to be changed."""
-        now_s, due_s, loads, coming = self.now_s, self._due_s, self._loads, self._coming
-        if self._soonest_s > now_s:
-            return loads
-        while (soonest_s := min(due_s)) <= now_s:
-            number = due_s.index(soonest_s)
-            if ends_s := coming[number]:
-                ends_s.pop()
+        now_s, events, loads, due_s = self.now_s, self._events, self._loads, self._due_s
+        while (time_s := events[0][0]) <= now_s:
+            number = events[0][1]
+            if number >= 0:
+                heappop(events)
                 loads[number] -= 1
-                if ends_s:
-                    due_s[number] = ends_s[-1]
-                    continue
-            self._refresh(number)
-        self._soonest_s = soonest_s
+                continue
+            number = ~number
+            if due_s[number] != time_s:  # it has been turned to meanwhile
+                heappop(events)
+                continue
+            ended = self._turn(number)
+            if ended:
+                for end_s in ended:
+                    if end_s <= now_s:
+                        loads[number] -= 1
+                    else:
+                        heappush(events, (end_s, number))
+                ended.clear()
+            heapreplace(events, (due_s[number], ~number))
         return loads
 
     def load(self, number: int) -> int:
-        """The same of one replica; the others are left alone."""
-        due_s, ends_s = self._due_s, self._coming[number]
-        while due_s[number] <= self.now_s:
-            if ends_s:
-                ends_s.pop()
-                self._loads[number] -= 1
-            if ends_s:
-                due_s[number] = ends_s[-1]
-            else:
-                self._refresh(number)
-        return self._loads[number]
+        """The same of one replica."""
+        return self.loads()[number]
+
+    def fewer(self, first: int, second: int) -> int:
+        """Which of two replicas has fewer requests; at a tie the first."""
+        loads = self.loads()
+        return second if loads[second] < loads[first] else first
 
     def finish(self, until_s: float) -> None:
         """Run everything that begins before `until_s`: nobody will look any more."""
-        for number, replica in enumerate(self.replicas):
-            if not replica.last_finished:
-                replica.advance(self._sent_s, True)
-                if replica.last_finished:
-                    self._came_early(number, replica.now_s)
+        self.now_s = self._last_sent_s()
+        for number, outlook in enumerate(self._outlooks):
+            outlook.ended.clear()
+            self._turn(number)  # whoever has ended since it was put off would have been counted
+            replica = outlook.replica
+            replica.ended = None
+            if replica.next_arrival_s == INFINITE and len(replica.sent) > replica.num_arrived:
+                replica.next_arrival_s = replica.sent_s[replica.num_arrived]
+            for request in replica.sent:
+                self._requests.replica[request] = number
             replica.advance(until_s)
 
-    def _refresh(self, number: int) -> None:
-        """Count who has ended, and run to the next end if that is certain or may be visible."""
-        outlook, due_s, now_s = self._outlooks[number], self._due_s, self.now_s
-        replica, in_turn = outlook.replica, outlook.in_turn
-        while True:
-            if replica.last_finished:
-                if replica.now_s > now_s:
-                    due_s[number] = replica.now_s
-                    outlook.due_step, outlook.least = ANYBODY, 0
-                    return
-                self._loads[number] -= len(replica.last_finished)
-                replica.last_finished = NOBODY
-                if not replica.waiting and self._put_off(number, outlook):
-                    return
-            if replica.waiting and in_turn is not None and self._run_ahead(number, outlook, in_turn):
-                return
-            if outlook.due_step == ANYBODY or replica.next_arrival_s < INFINITE:
-                replica.advance(now_s, True)
-                if replica.last_finished:
-                    self._came_early(number, replica.now_s)
-            else:
-                replica.advance(due_s[number])  # the step that begins before the next end is due brings it
-                ends, step = replica.lane.ends, outlook.due_step
-                if step <= len(ends) and self._came_early(number, ends[step - 1]):
-                    self._loads[number] = replica.outstanding(now_s)  # there may have been more than one
-                    if replica.now_s <= now_s:
-                        replica.last_finished = NOBODY
-            if not replica.last_finished and (self._put_off(number, outlook) or replica.now_s >= now_s):
-                if due_s[number] <= now_s:
-                    due_s[number] = math.nextafter(now_s, INFINITE)
-                return
+    def _hurry(self, number: int, bound_s: float) -> None:
+        """Somebody was sent here who may end at `bound_s`."""
+        if bound_s < self._due_s[number]:
+            self._due_s[number] = bound_s
+            heappush(self._events, (bound_s, ~number))
 
-    def _run_ahead(self, number: int, outlook: Outlook, in_turn: InTurn) -> bool:
-        """Run as long as nobody who might arrive could be let in; whether anybody ended."""
-        replica = outlook.replica
-        begin, policy, coming = len(replica.lane.ends), replica.policy, replica.num_arrived
-        seated, waiting = set(replica.running), list(replica.waiting)
-        replica.policy = in_turn
-        with contextlib.suppress(QueueEndError):  # when that plan was asked for, nothing of its step was done
-            replica.advance(self._until_s)
-        replica.policy, replica.last_finished = policy, NOBODY
-        running = replica.running
-        num_ended = len(seated) + len(waiting) + replica.num_arrived - coming - len(running) - len(replica.waiting)
-        if not num_ended:
-            return False
-        last_step, ends = self._requests.last_step, replica.lane.ends
-        steps = [last_step[request] for request in seated.difference(running) if last_step[request] >= begin]
-        if len(steps) < num_ended:  # some were let in meanwhile
-            waiting += replica.sent[coming : replica.num_arrived]
-            steps += [last_step[request] for request in waiting if last_step[request] >= begin]
-        steps.sort(reverse=True)
-        self._came_early(number, ends[steps[-1]])
-        self._coming[number].extend([ends[step] for step in steps])
-        self._due_s[number] = ends[steps[-1]]
-        outlook.due_step, outlook.least = ANYBODY, 0
-        return True
-
-    def _put_off(self, number: int, outlook: Outlook) -> bool:
-        """Say until when nobody will end, if that is later than now."""
-        replica, left = outlook.replica, self._requests.left
-        lane, due_s = replica.lane, replica.now_s
-        if lane.num:
-            steps = lane.due - len(lane.ends)
-            if steps < 1:  # that was of somebody who has been evicted
-                steps = lane.steps_to_finish()
-            if replica.prefilling:
-                steps = min([steps, *(left[request] for request in replica.prefilling)])
-            if replica.waiting:
-                steps = min([steps, *(left[request] for request in replica.waiting)])
-            if replica.next_arrival_s < INFINITE:
-                steps = min([steps, *(left[request] for request in replica.sent[replica.num_arrived :])])
-            grown = lane.grow * (steps - 1)
-            base_s, per_token_s, below = outlook.decode_line(lane.num, lane.read)
-            mean = lane.read if lane.read + grown >= below or lane.crossings else lane.read + 0.5 * grown
-            outlook.due_step, outlook.least = steps + len(lane.ends), steps
-            outlook.step_s = (base_s + per_token_s * lane.read) * BELOW_ROUNDING
-            due_s += steps * (base_s + per_token_s * mean) * BELOW_ROUNDING
-        else:
-            outlook.due_step, outlook.least, outlook.step_s = ANYBODY, ANYBODY, 0.0
-            if not replica.seated and not replica.waiting:
-                due_s = replica.next_arrival_s
-        self._due_s[number] = due_s
-        return due_s > self.now_s
-
-    def _came_early(self, number: int, end_s: float) -> bool:
-        """Whether `end_s`, the first end since a replica was put off, is before it was due."""
-        if end_s >= self._due_s[number]:
-            return False
-        if end_s <= self._sent_s:
+    def _turn(self, number: int) -> deque[float]:
+        """Turn to a replica whose next end is due; returns who has ended since it was put off, and will."""
+        outlook, now_s, due_s = self._outlooks[number], self.now_s, self._due_s
+        outlook.turn(now_s)
+        ended, bound_s = outlook.ended, outlook.bound_s
+        if ended and ended[0] < due_s[number] and ended[0] <= self._last_sent_s():
             raise TooPatientError
-        return True
+        self._least[number] = outlook.least
+        due_s[number] = bound_s if bound_s > now_s else math.nextafter(now_s, INFINITE)
+        return ended
+
+    def _last_sent_s(self) -> float:
+        """When a request was sent last, to any replica."""
+        return max((replica.sent_s[-1] for replica in self.replicas if replica.sent), default=-math.inf)
 
 
-def can_be_counted(replica: Replica) -> bool:
-    """Whether a replica like this one may be put off: one lane, whose steps bring a token to whoever decodes."""
-    return type(replica).advance is Replica.advance and replica.observer is None and len(replica.lanes) == 1
+class PairFleet(CountingFleet):
+    """One for routers that look at few replicas at a time: each is turned to when it is looked at."""
 
+    def __init__(self, replicas: Sequence[Replica], requests: Requests, until_s: float) -> None:
+        super().__init__(replicas, requests, until_s)
+        self._next_s = [math.inf] * len(replicas)  # what is to come of each: an end, or that it is due
 
-def _serves_in_turn(replica: Replica) -> bool:
-    """Whether it may run ahead: plans change nothing, and nobody keeps a log of who waits."""
-    return type(replica) is Replica and replica.log is None and getattr(replica.policy, "in_turn", False)
+    def loads(self) -> list[int]:
+        """For each replica the requests sent to it and not answered by `now_s`; not to be changed."""
+        return [self.load(number) for number in range(len(self.replicas))]
+
+    def load(self, number: int) -> int:
+        """The same of one replica; the others are left alone."""
+        if self._next_s[number] <= self.now_s:
+            self._catch_up(number)
+        return self._loads[number]
+
+    def fewer(self, first: int, second: int) -> int:
+        """Which of two replicas has fewer requests; at a tie the first. The others are left alone."""
+        next_s, now_s, loads = self._next_s, self.now_s, self._loads
+        if next_s[first] <= now_s:
+            self._catch_up(first)
+        if next_s[second] <= now_s:
+            self._catch_up(second)
+        return second if loads[second] < loads[first] else first
+
+    def _hurry(self, number: int, bound_s: float) -> None:
+        if bound_s < self._due_s[number]:
+            self._due_s[number] = bound_s
+            self._next_s[number] = min(self._next_s[number], bound_s)
+
+    def _catch_up(self, number: int) -> None:
+        """Count who has ended at one replica."""
+        now_s, due_s, ended = self.now_s, self._due_s, self._outlooks[number].ended
+        while True:
+            while ended and ended[0] <= now_s:
+                ended.popleft()
+                self._loads[number] -= 1
+            if due_s[number] > now_s:
+                break
+            self._turn(number)
+        self._next_s[number] = ended[0] if ended and ended[0] < due_s[number] else due_s[number]

@@ -1,4 +1,4 @@
-"""Prefill and decode on different replicas: machines, the link between them, and the clock that all of them share.
+"""Prefill and decode on different replicas: machines, and the link between them.
 
     arrival ──► prompt machine ──► first token ──► KV over the link ──► token machine ──► the other tokens
                  holds the KV until it is over                            holds it from then on
@@ -6,15 +6,17 @@
 An engine of ``engine/clusters`` says who gets which request, what a machine works on, and when KV moves. Here is what
 they have in common. The first token lies in the lane of the prompt machine, the others in that of the token machine.
 
-The clock: a machine begins a step as soon as it can, and its results come at the step's end. At one instant come
-results first, then transfers, then arrivals, then new steps.
+A machine begins a step as soon as it can, and its results come at the step's end. At one instant come results first, in
+order of the machines, then transfers, then arrivals, then new steps.
 
-A machine that only decodes runs to its own next event at once: somebody's last token, a shortage of blocks. Where
-something that concerns it happens meanwhile (KV arrives, a prompt is sent there), its engine wakes it, and what was run
-past the step under way is taken back:
+Nobody keeps a clock that stops at all of that. A transfer is done when it is begun: the end of a link that sends notes
+when its KV is let go of (`Machine.releases`), the one that receives when it is there (`Machine.coming`), and each looks
+when it begins its next step. A machine that only decodes runs to its own next event at once: somebody's last token, KV
+that comes, a shortage of blocks. Where something else concerns it meanwhile, what was run past the step under way is
+taken back:
 
     ends   |----|----|----|----|----|----|        a stretch, run ahead
-                      ^ KV arrives
+                      ^ a transfer to this machine is begun that will be there then
            |----|----|----|                       what is left of it; with the next step the new request decodes
 
 So a request costs what happens to it, and not what happens elsewhere. Steps are pure additions left to right: what is
@@ -24,17 +26,14 @@ run again has the same bits.
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections import deque
 
 from plimsoll.core.errors import InfeasibleError, InputError
 from plimsoll.core.step import StepModel
-from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.policy import Chunk, Policy, StepPlan
+from plimsoll.engine.policy import Policy, StepPlan
 from plimsoll.engine.replica import NOBODY, Observer, Replica
 from plimsoll.engine.requests import Requests
 
@@ -87,13 +86,17 @@ class Machine(Replica):
     """A replica whose steps its engine begins and ends.
 
     Attributes:
-        busy: whether a step is under way, up to `now_s`.
+        busy: whether results are to be taken, of steps up to `now_s`.
         link_free_s: when its end of the link has sent or received what was asked so far.
+        releases: KV that leaves: (when it is gone, blocks that are free then), in order of time.
+        coming: KV that is on its way here: (when it is there, request), in order of time.
         computing: the prompts of the step under way.
         by_page: whether decodes take their blocks as they grow; else they were set aside for whole sequences.
         stretch: the lane's first step of the decode steps under way; no step's number while others are.
-        room: free blocks before those steps, of which later ones leave less.
+        attended: whether somebody watches its steps.
     """
+
+    __slots__ = ("attended", "busy", "coming", "computing", "decode_line", "link_free_s", "releases", "stretch")
 
     by_page = False
 
@@ -104,55 +107,113 @@ class Machine(Replica):
             raise InfeasibleError("prefill and decode pools are simulated without pipeline stages yet", "engine")
         policy: Policy = _NoPolicy()
         super().__init__(requests, config, model, policy, number, observer)
+        self.decode_line = self.model.decode_line
         self.busy = False
         self.link_free_s = 0.0
+        self.releases: deque[tuple[float, int]] = deque()
+        self.coming: deque[tuple[float, int]] = deque()
         self.computing: list[int] = []
-        self.stretch = self.room = 0
+        self.stretch = 0
+        self.attended = observer is not None or self.log is not None
 
     def blocks(self, tokens: int) -> int:
         """KV blocks of so many tokens."""
         return -(-tokens // self.block_size)
 
-    def begin_mixed(self, prompts: Sequence[int], now_s: float, extra_s: float = 0.0) -> None:
+    def take_releases(self, now_s: float) -> None:
+        """KV that has left by now is free."""
+        releases = self.releases
+        while releases and releases[0][0] <= now_s:
+            self.free_blocks += releases.popleft()[1]
+
+    def begin_mixed(self, prompts: list[int], now_s: float, extra_s: float = 0.0) -> None:
         """Begin a step of whole prompts and of everybody in the lane."""
-        requests, lane = self.requests, self.lane
-        prompt, scheduled_s = requests.prompt, requests.scheduled_s
-        chunks: list[Chunk] = [(request, prompt[request]) for request in prompts]
-        self.now_s = now_s
-        tokens = twice_pairs = 0
-        for request, length in chunks:
+        requests, lane, num = self.requests, self.lane, len(prompts)
+        lengths, scheduled_s = requests.prompt, requests.scheduled_s
+        tokens = twice_pairs = read = 0
+        for request in prompts:
+            length = lengths[request]
             scheduled_s[request] = now_s
             tokens += length
             twice_pairs += length * (length + 1)
-        if self.observer is not None:
-            self.observer.scheduled(self, StepPlan(chunks), now_s)
-        pairs, read = (twice_pairs // 2, 0) if self.plain_attention else self._fold(chunks)
-        seconds = self.step_s(tokens, len(chunks), pairs, read, len(chunks), lane.num, lane.read) + extra_s
-        if self.by_page:
-            self.free_blocks -= lane.blocks_for(len(lane.ends), 1)
-        self.now_s = now_s + seconds
-        lane.mixed(self.now_s)
-        self.computing = list(prompts)
-        self.stretch = len(lane.ends)
+        pairs = twice_pairs // 2
+        if self.attended or not self.plain_attention:
+            chunks = [(request, lengths[request]) for request in prompts]
+            if not self.plain_attention:
+                pairs, read = self._fold(chunks)
+            if self.observer is not None:
+                self.now_s = now_s
+                self.observer.scheduled(self, StepPlan(chunks), now_s)
+        ends = lane.ends
+        now_s += self.step_s(tokens, num, pairs, read, num, lane.num, lane.read) + extra_s
+        if lane.num:
+            if self.by_page:
+                self.free_blocks -= lane.hist[-len(ends) % self.block_size]
+            lane.read += lane.grow
+        ends.append(now_s)
+        if lane.crossings:
+            lane.settle()
+        self.now_s = now_s
+        self.computing = prompts
+        self.stretch = len(ends)
         self.busy = True
 
     def begin_decodes(self, now_s: float, steps: int, until_s: float) -> None:
-        """Begin up to `steps` steps of the lane, the last of which begins before `until_s`."""
-        lane = self.lane
-        steps, begin = min(steps, lane.steps_to_finish()), len(lane.ends)
-        self.stretch, self.room = begin, self.free_blocks
+        """Begin up to `steps` steps of the lane, the last of which begins before `until_s`.
+
+        As `Lane.decode`, and up to the next last token or shortage of blocks. NOTE: every stretch passes through here.
+        """
+        lane, size = self.lane, self.block_size
+        if lane.crossings or self.observer is not None:
+            self._begin_carefully(now_s, steps, until_s)
+            return
+        ends, num, read, grow = lane.ends, lane.num, lane.read, lane.grow
+        self.stretch = begin = len(ends)
+        left = lane.steps_to_finish() if lane.stale else lane.due - begin
+        if left < steps:
+            steps = left
+        if self.by_page and (steps // size + 1) * num > self.free_blocks:
+            steps = max(1, lane.steps_within(self.free_blocks, steps))
+        append = ends.append
+        while steps > 0:
+            base_s, per_token_s, below = self.decode_line(num, read)
+            count = steps
+            if grow and read + grow * (count - 1) >= below:
+                count = (below - read + grow - 1) // grow
+            for _ in range(count):
+                now_s += base_s + per_token_s * read
+                append(now_s)
+                read += grow
+                if now_s >= until_s:
+                    steps = 0
+                    break
+            steps -= count
+        lane.read = read
+        self.now_s = now_s
+        self.busy = True
+        if self.by_page:
+            steps, high = len(ends) - begin, -begin % size
+            if steps <= high:
+                self.free_blocks -= sum(lane.hist[high - steps + 1 : high + 1])
+            else:
+                self.free_blocks -= lane.blocks_for(begin, steps)
+
+    def _begin_carefully(self, now_s: float, steps: int, until_s: float) -> None:
+        """The same where steps are watched, or attention windows fill: what comes after that cannot be taken back."""
+        lane, begin = self.lane, len(self.lane.ends)
+        self.stretch = begin
+        steps = min(steps, lane.steps_to_finish())
         if self.observer is not None:
             steps = 1
+            self.now_s = now_s
             self.observer.scheduled(self, StepPlan([]), now_s)
-        elif lane.crossings:  # what comes after one could not be taken back
+        else:
             steps = min(steps, max(1, lane.crossings[0][0] - begin - 1))
         if self.by_page:
-            if steps > 1 and lane.blocks_for(begin, steps) > self.free_blocks:
-                steps = lane.steps_within(self.free_blocks, steps)
-            self.now_s = lane.decode(self.model, now_s, steps, until_s)
+            steps = max(1, lane.steps_within(self.free_blocks, steps))
+        self.now_s = lane.decode(self.model, now_s, steps, until_s)
+        if self.by_page:
             self.free_blocks -= lane.blocks_for(begin, len(lane.ends) - begin)
-        else:
-            self.now_s = lane.decode(self.model, now_s, steps, until_s)
         self.busy = True
 
     def next_end(self, now_s: float) -> int:
@@ -176,13 +237,6 @@ class Machine(Replica):
             lane.read -= lane.grow * dropped
             self.now_s = ends[-1]
 
-    def end_step(self) -> tuple[list[int], list[int]]:
-        """The step is over: returns the prompts it computed, and who got their last token from the lane."""
-        computed, self.computing = self.computing, []
-        self.busy = False
-        lane = self.lane
-        return computed, lane.take_finished()[0] if lane.due <= len(lane.ends) else []
-
     def stepped(self, finished: list[int]) -> None:
         """Say so to who watches."""
         self.last_finished = finished or NOBODY
@@ -191,11 +245,6 @@ class Machine(Replica):
         if self.log is not None:
             self._write_log()
 
-    def leave_first_token(self, request: int) -> None:
-        """A request got its first token in the last step, and will get the others elsewhere."""
-        step = len(self.lane.ends)
-        self.requests.early_slices.append((request, self.lane.number, step - 1, step))
-
     def stop_decoding(self, request: int) -> tuple[int, int]:
         """Take a request out of the lane; returns its KV tokens in place and its tokens to come."""
         remaining = self.lane.remaining(request)
@@ -203,104 +252,3 @@ class Machine(Replica):
         self._end_slice(request)
         self.lane.stop(request, cached)
         return cached, remaining
-
-
-class Scheduler(Protocol):
-    """What an engine with pools does at each event. Machines and requests are given by number."""
-
-    machines: list[Machine]
-
-    def arrive(self, request: int, now_s: float, /) -> None:
-        """Choose who computes the prompt, and wake that machine."""
-        ...
-
-    def step_over(self, machine: Machine, now_s: float, /) -> list[int]:
-        """Take the results of a step; returns who got their last token."""
-        ...
-
-    def begin_step(self, machine: Machine, now_s: float, until_s: float, /) -> bool:
-        """Let a machine that is not busy begin a step, or decodes up to `until_s`, if it can.
-
-        If it cannot, it is not asked again before it is woken.
-        """
-        ...
-
-    def look_around(self, machine: Machine, now_s: float, /) -> None:
-        """A machine is between two steps of those that it runs ahead, as was asked for (`Clock.look_at`)."""
-        ...
-
-
-class Clock:
-    """Runs the machines of a scheduler in order of time.
-
-    Attributes:
-        ends: when a machine's step is over, or when it is to look around: (time, number). Entries may be out of date.
-        awake: machines that are to be asked for a step at this instant.
-    """
-
-    def __init__(self) -> None:
-        self.ends: list[tuple[float, int]] = []
-        self.awake: set[int] = set()
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
-
-    def at(self, time_s: float, action: Callable[[], None]) -> None:
-        """Call `action` when the time has come."""
-        self._count += 1
-        heapq.heappush(self._events, (time_s, self._count, action))
-
-    def wake(self, machine: Machine, now_s: float) -> None:
-        """Something has happened that concerns a machine: let it act as soon as it can."""
-        if not machine.busy:
-            self.awake.add(machine.number)
-            return
-        end_s = machine.now_s
-        machine.cut(now_s)
-        if machine.now_s < end_s:
-            heapq.heappush(self.ends, (machine.now_s, machine.number))
-
-    def look_at(self, machine: Machine, time_s: float) -> None:
-        """Let a machine that runs ahead look around at a time at which one of its steps ends."""
-        heapq.heappush(self.ends, (time_s, machine.number))
-
-    def run(self, scheduler: Scheduler, arrivals: Arrivals, until_s: float) -> None:
-        """Serve everything, in steps that begin before `until_s`."""
-        machines, ends, events, awake = scheduler.machines, self.ends, self._events, self.awake
-        while True:
-            now_s = arrivals.next_s
-            if events and events[0][0] < now_s:
-                now_s = events[0][0]
-            if ends and ends[0][0] < now_s:
-                now_s = ends[0][0]
-            if now_s >= until_s:
-                return
-            if ends and ends[0][0] == now_s:
-                self._end_steps(scheduler, arrivals, now_s)
-            while events and events[0][0] == now_s:
-                heapq.heappop(events)[2]()
-            while arrivals.next_s == now_s:
-                scheduler.arrive(arrivals.take()[1], now_s)
-            if ends and ends[0][0] == now_s:  # of machines that were woken between two steps
-                self._end_steps(scheduler, arrivals, now_s)
-            turn = sorted(awake)
-            awake.clear()
-            for number in turn:
-                machine = machines[number]
-                if not machine.busy and scheduler.begin_step(machine, now_s, until_s):
-                    heapq.heappush(ends, (machine.now_s, machine.number))
-
-    def _end_steps(self, scheduler: Scheduler, arrivals: Arrivals, now_s: float) -> None:
-        """Take the results of all steps that are over now, in order of the machines."""
-        ends = self.ends
-        while ends and ends[0][0] == now_s:
-            machine = scheduler.machines[heapq.heappop(ends)[1]]
-            if not machine.busy:
-                continue
-            if machine.now_s != now_s:
-                scheduler.look_around(machine, now_s)
-                continue
-            finished = scheduler.step_over(machine, now_s)
-            machine.stepped(finished)
-            self.awake.add(machine.number)
-            for _ in finished:
-                arrivals.answered(now_s)

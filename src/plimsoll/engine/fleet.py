@@ -37,7 +37,6 @@ class Fleet(Sequence["Replica"]):
         self._requests = requests
         self._loads = [0] * len(replicas)
         self._due_s = [math.inf] * len(replicas)
-        self._soonest_s = -math.inf
         self._known: list[int] | None = None
         self._sent_tokens = [0] * len(replicas)
         self._fast_tokens = self._enough = False
@@ -75,6 +74,10 @@ class Fleet(Sequence["Replica"]):
         if self._due_s[number] <= self.now_s:
             self._refresh(number)
         return self._loads[number]
+
+    def fewer(self, first: int, second: int) -> int:
+        """Which of two replicas has fewer requests; at a tie the first."""
+        return second if self.load(second) < self.load(first) else first
 
     def pending_tokens(self) -> list[int]:
         """For each replica the tokens that its requests still have to get into the cache, as far as a router can know.

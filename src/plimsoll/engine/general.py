@@ -11,16 +11,18 @@ What happens at one instant is ordered as in `plimsoll.engine.replica`: results,
 
 from __future__ import annotations
 
-from plimsoll.engine.general_cost import passes_s
 from plimsoll.engine.general_plan import GeneralPlan
-from plimsoll.engine.general_state import GeneralState
-from plimsoll.engine.policy import Chunk, StepPlan
+from plimsoll.engine.general_steps import GeneralSteps
+from plimsoll.engine.policy import StepPlan
 from plimsoll.engine.replica import INFINITE, NOBODY, SHORT_OF_BLOCKS
 from plimsoll.engine.requests import KEY_BITS
 
+Paused = tuple[int, int, int]
+"""A decode that waits: request, tokens in place, tokens to come."""
 
-class GeneralReplica(GeneralState):
-    """The steps of one replica."""
+
+class GeneralReplica(GeneralSteps):
+    """The clock of one replica, and what is more than one plain step."""
 
     # -- the clock -------------------------------------------------------------------------------------------------
 
@@ -32,9 +34,10 @@ class GeneralReplica(GeneralState):
 
     def advance(self, until_s: float, stop_at_finish: bool = False) -> None:
         """Run every step that starts before `until_s`; with `stop_at_finish` only up to one in which a request ends."""
-        plan_step, lane, fixed, running = self.rules.plan, self.lane, self.fixed, self.running
-        waiting, swapped = self.waiting, self.swapped
-        attended = stop_at_finish or self.log is not None
+        plan_step, lane, running = self.rules.plan, self.lane, self.running
+        waiting, swapped, outgrow, ends = self.waiting, self.swapped, self.fixed.outgrow, lane.ends
+        reserves = lane is self.fixed
+        attended = stop_at_finish or self.log is not None or self.observer is not None or not self.plain_attention
         while True:
             now_s = self.now_s
             if self.next_arrival_s <= now_s:
@@ -47,7 +50,7 @@ class GeneralReplica(GeneralState):
             if now_s >= until_s:
                 return
             self.last_finished = NOBODY
-            if fixed.outgrow[0] < (len(lane.ends) + 1) << KEY_BITS:
+            if reserves and outgrow[0] < (len(ends) + 1) << KEY_BITS:
                 self._find_outgrown()
             plan = plan_step(self)
             if plan.unusual or self.outgrown:
@@ -57,8 +60,12 @@ class GeneralReplica(GeneralState):
                     self._chunk_run(plan, until_s, attended)
                 else:
                     self._chunk_step(plan)
+                    if plan.then_fill and not attended and plan.chunks[-1][0] in self.prefilling:
+                        self._then_fill(plan, until_s)
             elif lane.num and plan.decode:
                 self._decode_run(plan, until_s)
+                if plan.then_once and self.last_finished and not attended:
+                    self._then_once(until_s)
             else:
                 self._idle(plan, until_s)
             if attended:
@@ -75,167 +82,14 @@ class GeneralReplica(GeneralState):
             raise AssertionError("the policy leaves requests waiting, with nothing running and nothing to wait for")
         self.now_s = wake_s
 
-    # -- steps -----------------------------------------------------------------------------------------------------
-
-    def _decode_run(self, plan: GeneralPlan, until_s: float) -> None:
-        """A stretch of decode-only steps, to the next event."""
-        if self.observer is not None or self.moved_blocks or self.pad_rows:
-            self._special_decode_run(plan, until_s)
-            return
-        lane, free = self.lane, self.free_blocks
-        begin = len(lane.ends)
-        steps = lane.steps_to_finish()
-        if plan.holds < steps:
-            steps = plan.holds
-        if plan.until_s < until_s:
-            until_s = plan.until_s
-        if plan.wakes_on_arrival and self.next_arrival_s < until_s:
-            until_s = self.next_arrival_s
-        if lane is self.fixed:
-            steps = min(steps, (self.fixed.outgrow[0] >> KEY_BITS) - begin)
-            self.now_s = lane.decode(self.model, self.now_s, steps, until_s)
-        else:
-            if lane.hist[-begin % self.block_size] > free:
-                raise AssertionError(SHORT_OF_BLOCKS)
-            if steps > 1 and (steps // self.block_size + 1) * lane.num > free - plan.spare:
-                steps = lane.steps_within(max(free - plan.spare, 0), steps) or 1
-            self.now_s = lane.decode(self.model, self.now_s, steps, until_s)
-            self.free_blocks = free - lane.blocks_for(begin, len(lane.ends) - begin)
-        if lane.due <= len(lane.ends):
-            self._take_finished()
-
-    def _special_decode_run(self, plan: GeneralPlan, until_s: float) -> None:
-        """The same where somebody watches, blocks move in the first step, or rows of padding run along."""
-        lane, free, observer, pad_rows = self.lane, self.free_blocks, self.observer, self.pad_rows
-        begin = len(lane.ends)
-        steps = min(lane.steps_to_finish(), plan.holds)
-        if observer is not None or self.moved_blocks:
-            steps = 1
-        if lane is self.fixed:
-            steps = min(steps, (self.fixed.outgrow[0] >> KEY_BITS) - begin)
-        else:
-            if lane.hist[-begin % self.block_size] > free:
-                raise AssertionError(SHORT_OF_BLOCKS)
-            if steps > 1:
-                steps = lane.steps_within(max(free - plan.spare, 0), steps) or 1
-        stop_s = min(until_s, plan.until_s)
-        if plan.wakes_on_arrival:
-            stop_s = min(stop_s, self.next_arrival_s)
-        if observer is not None:
-            self.free_blocks -= lane.blocks_for(begin, 1)
-            observer.scheduled(self, plan, self.now_s)
-        if self.moved_blocks:
-            seconds = self.step_s(0, 0, 0, 0, 0, lane.num + pad_rows, lane.read) + self._moving_s()
-            self.now_s += seconds
-            lane.mixed(self.now_s)
-        else:
-            lane.num += pad_rows
-            self.now_s = lane.decode(self.model, self.now_s, steps, stop_s)
-            lane.num -= pad_rows
-        if lane is not self.fixed:
-            self.free_blocks = free - lane.blocks_for(begin, len(lane.ends) - begin)
-        if lane.due <= len(lane.ends):
-            self._take_finished()
-        if observer is not None:
-            observer.stepped(self, list(self.last_finished), self.now_s)
-
-    def _chunk_step(self, plan: GeneralPlan) -> None:
-        """One step with chunks: admit whom the plan lets in, take the memory, hand out the tokens."""
-        lane, now_s = self.lane, self.now_s
-        together = plan.decode or not lane.num
-        if plan.pad_prompt or plan.pass_tokens:
-            had = [(request, chunk, self.prefilling.get(request, 0)) for request, chunk in plan.chunks]
-        if self.layers != ((1, None),):
-            folded = self._fold(plan.chunks)
-        tokens, pairs, read, complete = self._place(plan.chunks, together)
-        if self.free_blocks < 0:
-            raise AssertionError(SHORT_OF_BLOCKS)
-        if self.layers != ((1, None),):
-            pairs, read = folded
-        if self.observer is not None:
-            self.observer.scheduled(self, plan, now_s)
-        num, decode_read = (lane.num + self.pad_rows, lane.read) if together else (0, 0)
-        if plan.pad_prompt or plan.pass_tokens:
-            seconds = passes_s(self, plan, had, (num, decode_read))
-        else:
-            seconds = self.step_s(tokens, len(plan.chunks), pairs, read, len(complete), num, decode_read)
-        if self.moved_blocks:
-            seconds += self._moving_s()
-        self.last_prefill_s = seconds
-        self.now_s = now_s = now_s + seconds
-        if together:
-            self._hand_out(now_s, complete)
-        else:
-            self._hand_out_first(now_s, complete)
-        self.prefill_mark = len(lane.ends)
-        if self.observer is not None:
-            self.observer.stepped(self, list(self.last_finished), now_s)
-
-    def _place(self, chunks: list[Chunk], together: bool) -> tuple[int, int, int, list[int]]:
-        """Memory and progress of chunks: new tokens, attention pairs, context read, and who is complete.
-
-        With `together` the decodes take theirs too.
-        """
-        prefilling, size, target = self.prefilling, self.block_size, self.requests.target
-        if together:
-            self.free_blocks -= self.lane.hist[-len(self.lane.ends) % size]
-        tokens = twice_pairs = read = 0
-        complete: list[int] = []
-        for request, chunk in chunks:
-            have = prefilling.get(request)
-            if have is None:
-                have = 0
-                self._admit(request)
-            total = have + chunk
-            if self.by_page:
-                self.free_blocks += -total // size - -have // size
-            tokens += chunk
-            read += have
-            twice_pairs += chunk * (have + total + 1)
-            if total < target[request]:
-                prefilling[request] = total
-            else:
-                complete.append(request)
-                prefilling.pop(request, None)
-        return tokens, twice_pairs // 2, read, complete
-
-    def _hand_out(self, end_s: float, complete: list[int]) -> None:
-        """The end of a step in which everybody worked."""
-        lane, requests = self.lane, self.requests
-        lane.ends.append(end_s)
-        lane.read += lane.grow
-        if lane.crossings:
-            lane.settle()
-        for request in complete:
-            lane.start(request, requests.target[request], requests.left[request] - 1)
-        if lane.due <= len(lane.ends):
-            self._take_finished()
-
-    def _hand_out_first(self, end_s: float, complete: list[int]) -> None:
-        """The end of a step of chunks alone: first tokens lie in the prompts' lane, the next in that of decodes."""
-        lane, other, requests = self.lane, self.prompt_lane, self.requests
-        other.ends.append(end_s)
-        step = len(other.ends)
-        finished = []
-        for request in complete:
-            left = requests.left[request] - 1
-            if left:
-                requests.early_slices.append((request, other.number, step - 1, step))
-                lane.resume(request, requests.target[request], left)
-            else:
-                requests.lane[request], requests.slice_begin[request] = other.number, step - 1
-                requests.last_step[request] = step - 1
-                self.free_blocks += self._give_back(request)
-                finished.append(request)
-        if finished:
-            self._leave(finished)
+    # -- runs of chunks --------------------------------------------------------------------------------------------
 
     def _chunk_run(self, plan: GeneralPlan, until_s: float, stop_at_finish: bool) -> None:
         """Chunks of one prompt, step after step, none of which ends it: to its last chunk, a shortage or a finish.
 
         With `plan.fill` the steps go on after a finish, with a chunk that is longer by the decodes that are gone.
         """
-        if self.observer is not None or self.layers != ((1, None),) or plan.pass_tokens:
+        if self.observer is not None or not self.plain_attention or plan.pass_tokens:
             self._chunk_step(plan)
             return
         request, chunk = plan.chunks[0]
@@ -245,39 +99,84 @@ class GeneralReplica(GeneralState):
         if self.lane.num and not plan.decode:
             self._lone_chunk_run(request, chunk, plan.holds, until_s)
             return
-        lane, size, step_s, by_page = self.lane, self.block_size, self.step_s, self.by_page
-        ends, hist, have, now_s, holds = lane.ends, lane.hist, self.prefilling[request], self.now_s, plan.holds
-        begin, seconds = len(ends), 0.0
+        begin = len(self.lane.ends)
+        self._go_on_filling(plan, chunk, 0, until_s, stop_at_finish)
+        if len(self.lane.ends) == begin:
+            raise AssertionError(SHORT_OF_BLOCKS)
+
+    def _then_fill(self, plan: GeneralPlan, until_s: float) -> None:
+        """Go on with a prompt whose first part filled a step (see `GeneralPlan`)."""
+        request = plan.chunks[-1][0]
+        chunk, target = plan.then_fill - self.lane.num, self.requests.target[request]
+        if 0 < chunk < target - self.prefilling[request] and self.now_s < until_s:
+            plan.spare = -(-target // self.block_size)
+            self._go_on_filling(plan, chunk, plan.spare, until_s, False)
+
+    def _then_once(self, until_s: float) -> None:
+        """Let those who are left decode once more (see `GeneralPlan`)."""
+        if self.waiting and self.lane.num and self.now_s < until_s and self.decode_need <= self.free_blocks:
+            self.last_finished = NOBODY
+            self.rules.goes_on()
+            self._decode_once(self.lane)
+
+    def _go_on_filling(self, plan: GeneralPlan, chunk: int, spare: int, until_s: float, stop_at_finish: bool) -> None:
+        """Chunks of the last prompt of a plan, as long as `spare` blocks are left in the first step and then its own.
+
+        NOTE: in one piece, as in `Replica._run_chunks`.
+        """
+        lane, size, target, fill = self.lane, self.block_size, self.requests.target, plan.fill or plan.then_fill
+        request = plan.chunks[-1][0]
+        ends, hist, have, now_s = lane.ends, lane.hist, self.prefilling[request], self.now_s
+        holds = (target[request] - have - 1) // chunk if plan.then_fill else plan.holds
+        paged = have if self.by_page else 0
+        free = self.free_blocks - -paged // size  # as if this prompt held none
+        step, seconds = len(ends), 0.0
         while holds:
+            read, grow, page = lane.read, lane.grow, chunk if self.by_page else 0
             pairs_of_chunk = chunk * (chunk + 1) // 2
-            last = min(len(ends) + holds, lane.due)
-            while len(ends) < last:
-                free = self.free_blocks - hist[-len(ends) % size]
-                if by_page:
-                    free += -(have + chunk) // size - -have // size
-                if free < (plan.spare if len(ends) > begin else 0):
-                    if len(ends) == begin:
-                        raise AssertionError(SHORT_OF_BLOCKS)
+            begin, last = step, step + holds
+            if lane.due < last:
+                last = lane.due
+            line = self.chunk_lines.get((chunk, lane.num)) or self._new_chunk_line(chunk)
+            fixed_s, prompt_s, pair_s, context_s, base_s, slope_s, below = line
+            while step < last:
+                paged += page
+                free -= hist[-step % size]
+                if free + -paged // size < spare:
+                    free += hist[-step % size]
+                    paged -= page
                     holds = 0
                     break
-                self.free_blocks = free
-                seconds = step_s(chunk, 1, chunk * have + pairs_of_chunk, have, 0, lane.num, lane.read)
+                pairs = chunk * have + pairs_of_chunk
+                if read < below:
+                    seconds = fixed_s + (prompt_s + pair_s * pairs + context_s * have) + (base_s + slope_s * read)
+                else:
+                    seconds = self.step_s(chunk, 1, pairs, have, 0, lane.num, read)
                 now_s += seconds
                 ends.append(now_s)
+                step += 1
                 have += chunk
-                lane.read += lane.grow
+                read += grow
+                spare = plan.spare
                 if now_s >= until_s:
                     holds = 0
                     break
-            if lane.due > len(ends):
+            lane.read = read
+            if step > begin:
+                self.last_finished = NOBODY  # who ended before is seen by now
+            if lane.due > step:
                 break
+            self.free_blocks = free + -paged // size
             self._take_finished()
-            if stop_at_finish or not plan.fill or not holds:
+            free = self.free_blocks - -paged // size
+            if stop_at_finish or not fill or not holds:
                 break
-            chunk = plan.fill - lane.num
-            holds = (self.requests.target[request] - have - 1) // chunk
+            chunk = fill - lane.num
+            holds = (target[request] - have - 1) // chunk
+        self.free_blocks = free + -paged // size
         self.prefilling[request], self.now_s = have, now_s
-        self.last_prefill_s, self.prefill_mark = seconds, len(ends)
+        if seconds:
+            self.last_prefill_s, self.prefill_mark = seconds, step
 
     def _lone_chunk_run(self, request: int, chunk: int, steps: int, until_s: float) -> None:
         """As many chunks of one prompt, while all decodes wait."""
@@ -319,11 +218,43 @@ class GeneralReplica(GeneralState):
             holds, plan.holds = plan.holds, 1 if paused else plan.holds
             self._decode_run(plan, until_s)
             plan.holds = holds
+            if plan.all_wait and self.observer is None:
+                self._wait_for_blocks(paused, until_s)
         else:
             self._empty_step(plan)
         for request, cached, remaining in paused:
             lane.resume(request, cached, remaining)
         self.preempted = self.paused = ()
+
+    def _wait_for_blocks(self, paused: list[Paused], until_s: float) -> None:
+        """After a step that took the last block: decodes without those who come to need one, to the next finish."""
+        lane, size, requests = self.lane, self.block_size, self.requests
+        final, finish_key, out = requests.final, requests.finish_key, {request for request, _, _ in paused}
+        out.update(self.prefilling)
+        needy: list[list[int]] = [[] for _ in range(size)]  # in step s those of -s: they have whole blocks by then
+        for request in self.running:
+            if request not in out:
+                needy[(final[request] - (finish_key[request] >> KEY_BITS) - 1) % size].append(request)
+        while not self.last_finished and self.now_s < until_s:
+            step = len(lane.ends)
+            waiting, needy[-step % size] = needy[-step % size], []
+            if len(waiting) == lane.num:
+                return
+            if self.log is not None:
+                self._write_log()
+                if self.next_arrival_s <= self.now_s:
+                    self._take_arrivals()
+            for request in waiting:
+                cached = self.cached_tokens(request)
+                paused.append((request, cached, lane.remaining(request)))
+                self._end_slice(request)
+                lane.stop(request, cached)
+            steps = 1
+            while self.log is None and steps < size and not needy[(-step - steps) % size]:
+                steps += 1
+            self.now_s = lane.decode(self.model, self.now_s, min(steps, lane.steps_to_finish()), until_s)
+            if lane.due <= len(lane.ends):
+                self._take_finished()
 
     def _empty_step(self, plan: StepPlan) -> None:
         """Nobody works: the scheduler has run, and blocks may have moved, for nothing."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from plimsoll.core.step import AttentionLayers
 
 if TYPE_CHECKING:
-    from plimsoll.engine.general import GeneralReplica
     from plimsoll.engine.general_plan import GeneralPlan
+    from plimsoll.engine.general_state import GeneralState
 
 Piece = tuple[int, int, bool]
 """Tokens of a chunk in one forward pass, its context before, and whether the prompt is complete with it."""
@@ -23,28 +23,33 @@ def chunk_cost(layers: AttentionLayers, chunk: int, context: int) -> tuple[int, 
     return pairs, read
 
 
-def passes_s(
-    replica: GeneralReplica, plan: GeneralPlan, chunks: list[tuple[int, int, int]], decodes: tuple[int, int]
-) -> float:
+def passes_s(replica: GeneralState, plan: GeneralPlan, decodes: tuple[int, int]) -> float:
     """Seconds of a step whose prompts are padded or that is cut into several forward passes.
 
     Args:
-        replica: whose step model and attention windows hold.
+        replica: whose step model and attention windows hold; the chunks are in place already.
         plan: with `pad_prompt` or `pass_tokens`.
-        chunks: request, tokens, context before.
         decodes: their number and the tokens they read; they all go into the first pass.
     """
-    target = replica.requests.target
-    if replica.plain_attention and not plan.pad_prompt:
-        return _plain_passes_s(replica, plan.pass_tokens, chunks, decodes)
+    target, prefilling, pad = replica.requests.target, replica.prefilling, plan.pad_prompt
+    chunks = []
+    for request, chunk in plan.chunks:
+        total = prefilling[request] if request in prefilling else target[request]
+        chunks.append((request, chunk, total - chunk))
+    if replica.plain_attention:
+        if not pad:
+            return _plain_passes_s(replica, plan.pass_tokens, chunks, decodes)
+        if not plan.pass_tokens:
+            return _padded_s(replica, pad, chunks, decodes)
     pieces: list[Piece] = []
     for request, chunk, have in chunks:
         complete = have + chunk >= target[request]
-        pieces.append((max(chunk, plan.pad_prompt), have, complete))
+        pieces.append((max(chunk, pad), have, complete))
     most = plan.pass_tokens or sum(piece[0] for piece in pieces) + decodes[0]
+    layers = getattr(replica.model, "prefill_attention_layers", replica.layers)
     seconds = 0.0
     for number, batch in enumerate(_cut(pieces, most, decodes[0])):
-        costs = [chunk_cost(replica.layers, chunk, have) for chunk, have, _ in batch]
+        costs = [chunk_cost(layers, chunk, have) for chunk, have, _ in batch]
         seconds += replica.step_s(
             sum(piece[0] for piece in batch),
             len(batch),
@@ -54,6 +59,20 @@ def passes_s(
             *(decodes if number == 0 else (0, 0)),
         )
     return seconds
+
+
+def _padded_s(replica: GeneralState, pad: int, chunks: list[tuple[int, int, int]], decodes: tuple[int, int]) -> float:
+    """`passes_s` of one pass where every layer attends to everything."""
+    prefilling = replica.prefilling
+    tokens = twice_pairs = read = done = 0
+    for request, chunk, have in chunks:
+        done += request not in prefilling
+        if chunk < pad:
+            chunk = pad
+        tokens += chunk
+        read += have
+        twice_pairs += chunk * (2 * have + chunk + 1)
+    return replica.step_s(tokens, len(chunks), twice_pairs // 2, read, done, *decodes)
 
 
 def _cut(pieces: list[Piece], most: int, num_decode: int) -> list[list[Piece]]:
@@ -72,7 +91,7 @@ def _cut(pieces: list[Piece], most: int, num_decode: int) -> list[list[Piece]]:
 
 
 def _plain_passes_s(
-    replica: GeneralReplica, most: int, chunks: list[tuple[int, int, int]], decodes: tuple[int, int]
+    replica: GeneralState, most: int, chunks: list[tuple[int, int, int]], decodes: tuple[int, int]
 ) -> float:
     """`passes_s` where every layer attends to everything, in one go through the chunks."""
     target, step_s = replica.requests.target, replica.step_s

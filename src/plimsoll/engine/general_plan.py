@@ -14,9 +14,10 @@ a cost per event. It looks at (the *view*):
     outgrown                    decoding requests that have filled their reservation (memory ``fixed`` only): a plan
                                 must evict them before they decode again
     num_decode, decode_need     decoding requests; blocks that the next step of all of them takes
+    decodes_in_need()           who takes them, in order of admission (memory other than ``fixed``)
     free_blocks, num_blocks, block_size
     now_s, arrival_s[r]
-    cached_tokens(r), held_blocks(r), generated(r)
+    cached_tokens(r), cached_tokens_of(rs), held_blocks(r), generated(r)
     requests.prompt / target / told_output / predicted_output / preemptions    columns by request number
     steps_since_prefill         decode steps since the last step with a chunk
     last_prefill_s              seconds of the last step with a chunk
@@ -61,10 +62,21 @@ class GeneralPlan(StepPlan):
         pad_prompt: if above 0, every chunk costs as much as one of so many tokens.
         pass_tokens: if above 0, the step is cut into forward passes of at most so many tokens, one after another.
         evicted: who gave way while the plan was made (`GeneralState.evict`): only for those who watch.
+        all_wait: with `pause`, in a plan without chunks: no block is left, and until a request finishes whoever comes
+            to need one pauses as well, unless that were everybody.
+        wakes_within: with `wakes_on_arrival`, how many blocks whoever comes may reserve to change the plan (memory
+            ``fixed``); 0: nobody changes it; below 0: anybody may.
+        then_once: in a plan of decodes up to a finish, whether those who are left decode once more if somebody waits,
+            as far as there are blocks. The policy is told (`goes_on`), and not asked.
+        then_fill: tokens of a step; if above 0, and the last prompt is not complete with its chunk, it goes on alone
+            beside the decodes, to fill steps of so many, as long as blocks for all of it are left.
         unusual: whether anybody moves or pauses.
     """
 
-    __slots__ = ("decode", "evict", "pad_prompt", "pass_tokens", "spare", "swap_in", "until_s", "unusual")
+    __slots__ = (
+        "all_wait", "decode", "evict", "pad_prompt", "pass_tokens", "spare", "swap_in", "then_once", "until_s",
+        "unusual", "wakes_within",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -82,6 +94,7 @@ class GeneralPlan(StepPlan):
         pad_prompt: int = 0,
         pass_tokens: int = 0,
         evicted: tuple[int, ...] = (),
+        all_wait: bool = False,
     ) -> None:
         preempt = evicted + tuple(request for request, _, _ in evict)
         super().__init__([] if chunks is None else chunks, holds, wakes_on_arrival, preempt, pause, fill)
@@ -92,6 +105,9 @@ class GeneralPlan(StepPlan):
         self.spare = spare
         self.pad_prompt = pad_prompt
         self.pass_tokens = pass_tokens
+        self.all_wait = all_wait
+        self.then_once = False
+        self.wakes_within = -1
         self.unusual = bool(preempt or swap_in or pause)
 
 
@@ -106,6 +122,7 @@ class GeneralPolicy:
         returns_together: in a static batch, whether a request's last token is handed out at the end of the batch.
         swap_block_s: seconds to move one block between device and host memory.
         keyed: whether the queue is ordered by `key`.
+        numbered: whether keys are whole numbers.
         pipelined: whether it runs with pipeline stages, with a batch in flight for each of them. Then `running` are the
             requests of the batch that is planned, and `seated` all who run.
     """
@@ -116,6 +133,7 @@ class GeneralPolicy:
     returns_together = False
     swap_block_s = 0.0
     keyed = False
+    numbered = False
     pipelined = False
 
     def plan(self, view: GeneralState, /) -> GeneralPlan:
@@ -145,6 +163,9 @@ class GeneralPolicy:
 
     def released(self, view: GeneralState, request: int, /) -> None:
         """A request has given its memory back."""
+
+    def goes_on(self) -> None:
+        """After a finish those who are left decode once more (`GeneralPlan.then_once`)."""
 
     def entered(self, batch: int, /) -> None:
         """With pipeline stages: the next plan, or the next results, are those of another batch."""

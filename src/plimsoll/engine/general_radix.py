@@ -24,6 +24,7 @@ from plimsoll.engine.contents import Chain, Contents
 from plimsoll.engine.general import GeneralReplica
 from plimsoll.engine.general_pipeline import GeneralPipeline
 from plimsoll.engine.general_plan import GeneralPlan
+from plimsoll.engine.lane import Lane
 from plimsoll.engine.policy import Chunk, Policy
 from plimsoll.engine.radix_tree import Node, RadixTree
 from plimsoll.engine.replica import NOBODY, SHORT_OF_BLOCKS, Observer
@@ -86,6 +87,9 @@ class RadixReplica(GeneralReplica):
     def _decode_run(self, plan: GeneralPlan, until_s: float) -> None:
         """A stretch of decode-only steps, to the next event. There is room for the first."""
         lane, size = self.lane, self.block_size
+        if plan.holds == 1 and self.observer is None:
+            self._decode_once(lane)
+            return
         steps = 1 if self.observer is not None else min(lane.steps_to_finish(), plan.holds)
         first = len(lane.ends)
         stop_s = until_s
@@ -94,12 +98,13 @@ class RadixReplica(GeneralReplica):
         while steps:
             begin, num = len(lane.ends), lane.num
             need = lane.hist[-begin % size]
-            self.make_room(need)
-            if self.free_blocks < need:
-                if begin == first:
-                    raise AssertionError(SHORT_OF_BLOCKS)
-                break  # somebody must give way
-            self.make_room(num)
+            if self.free_blocks < num:  # else they suffice for `need`, too
+                self.make_room(need)
+                if self.free_blocks < need:
+                    if begin == first:
+                        raise AssertionError(SHORT_OF_BLOCKS)
+                    break  # somebody must give way
+                self.make_room(num)
             if self.tree.evictable:
                 fit = min(lane.steps_within(self.free_blocks - num, steps) + 1, steps)
             else:
@@ -118,6 +123,17 @@ class RadixReplica(GeneralReplica):
             self._take_finished()
         if self.observer is not None:
             self.observer.stepped(self, list(self.last_finished), self.now_s)
+
+    def _decode_once(self, lane: Lane) -> None:
+        """One decode-only step."""
+        self.make_room(lane.hist[-len(lane.ends) % self.block_size])
+        self.make_room(lane.num)
+        super()._decode_once(lane)
+
+    def _then_once(self, until_s: float) -> None:
+        """As without a tree, with leaves evicted first, as the policy would."""
+        self.make_room(self.decode_need)
+        super()._then_once(until_s)
 
     def _chunk_step(self, plan: GeneralPlan) -> None:
         """As without a tree, and then what has been computed of a prompt under way can be found."""
@@ -172,16 +188,16 @@ class RadixReplica(GeneralReplica):
     def _keep(self, request: int, tokens: int) -> None:
         """Put the full blocks of the first `tokens` tokens into the tree, and go on using them there."""
         before = self._nodes[request]
-        node, known = self.tree.insert(self._chains[request], tokens // self.block_size)
-        self.free_blocks += known - before.high
-        self.tree.lock(node, before, touch=True)
+        high = before.high
+        node, known = self.tree.keep(before, self._chains[request], tokens // self.block_size)
+        self.free_blocks += known - high
         self._nodes[request] = node
 
     def _let_go(self, request: int) -> None:
         """Put all full blocks into the tree, and stop using them."""
         before, tokens, size = self._nodes.pop(request), self.requests.final[request], self.block_size
         full = tokens // size
-        node, known = self.tree.insert(self._chains.pop(request), full)
+        node, known = self.tree.extend(before, self._chains.pop(request), full)
         self.free_blocks += known - before.high + -(-tokens // size) - full
         self.tree.unlock(before)
         if not node.locks and not node.num_children:

@@ -10,13 +10,13 @@ from typing import cast
 from plimsoll.core.errors import InputError
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.general_lane import FixedLane, SortedQueue
+from plimsoll.engine.general_lane import FixedLane, NumberQueue, SortedQueue
 from plimsoll.engine.general_plan import Eviction, GeneralPolicy
 from plimsoll.engine.lane import Lane
 from plimsoll.engine.longest import lane_for
 from plimsoll.engine.policy import Policy
 from plimsoll.engine.replica import Observer, Replica
-from plimsoll.engine.requests import Requests
+from plimsoll.engine.requests import KEY_BITS, Requests
 
 
 class GeneralState(Replica):
@@ -43,7 +43,8 @@ class GeneralState(Replica):
         self.prompt_lane = Lane(requests, 2 * number + 1, config.block_size, self.layers)
         self.lanes = [self.lane, self.prompt_lane]
         if rules.keyed:
-            self.waiting = cast("deque[int]", SortedQueue(functools.partial(rules.key, self)))
+            queue = NumberQueue if rules.numbered else SortedQueue
+            self.waiting = cast("deque[int]", queue(functools.partial(rules.key, self)))
         self.by_page = rules.memory == "pages"
         self.swapped: dict[int, int] = {}
         self.outgrown: list[int] = []
@@ -54,6 +55,7 @@ class GeneralState(Replica):
         self.kept: list[int] = []
         self.prefill_mark = 0
         self.last_prefill_s = 0.0
+        self.is_static, self.is_keyed = rules.static, rules.keyed
         self.tells_admitted = type(rules).admitted is not GeneralPolicy.admitted
         self.tells_released = type(rules).released is not GeneralPolicy.released
 
@@ -68,6 +70,28 @@ class GeneralState(Replica):
     def decode_need(self) -> int:
         """Blocks that the next step of all decodes takes."""
         return self.lane.hist[-len(self.lane.ends) % self.block_size]
+
+    def cached_tokens_of(self, requests: Sequence[int]) -> list[int]:
+        """KV tokens in place of running requests."""
+        if self.prefilling:
+            return [self.cached_tokens(request) for request in requests]
+        final, finish_key, high = self.requests.final, self.requests.finish_key, len(self.lane.ends) - 1
+        return [final[request] + high - (finish_key[request] >> KEY_BITS) for request in requests]
+
+    def decodes_in_need(self) -> list[int]:
+        """Decodes whose next token needs a new block, in order of admission."""
+        final, finish_key, prefilling, size = (
+            self.requests.final,
+            self.requests.finish_key,
+            self.prefilling,
+            self.block_size,
+        )
+        high = len(self.lane.ends) - 1
+        return [
+            request
+            for request in self.running
+            if not (final[request] + high - (finish_key[request] >> KEY_BITS)) % size and request not in prefilling
+        ]
 
     @property
     def steps_since_prefill(self) -> int:
@@ -106,7 +130,7 @@ class GeneralState(Replica):
     def _admit(self, request: int) -> None:
         """From the queue into the running ones, with the memory that the policy's kind of admission takes."""
         waiting, requests = self.waiting, self.requests
-        if waiting[0] == request and not self.rules.keyed:
+        if not self.is_keyed and waiting[0] == request:
             waiting.popleft()
         else:
             waiting.remove(request)
@@ -130,7 +154,7 @@ class GeneralState(Replica):
     def _take_finished(self) -> None:
         """Let go of everybody whose last token the steps so far have brought."""
         taken, blocks = self.lane.take_finished()
-        if self.rules.static:
+        if self.is_static:
             self.kept_blocks += blocks
         else:
             self.free_blocks += blocks
@@ -150,7 +174,7 @@ class GeneralState(Replica):
         if self.tells_released:
             for request in finished:
                 self.rules.released(self, request)
-        if not self.rules.static:
+        if not self.is_static:
             self.last_finished = finished
             return
         self.kept += finished

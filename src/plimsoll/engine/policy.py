@@ -15,7 +15,8 @@ What it may look at is the read side of `plimsoll.engine.replica.Replica`:
 
 A policy with a true attribute `in_turn` promises that it lets requests in strictly from the head of the queue, that its
 plans change nothing, and that they do not depend on how many wait: then an arrival behind somebody whom a plan leaves
-waiting would not have changed that plan, and a cluster may run the replica ahead (`plimsoll.engine.counting`).
+waiting would not have changed that plan, and a cluster may run the replica ahead (`plimsoll.engine.outlook`). Nor is it
+asked where all decode and nobody waits: everybody gets a token a step, as long as blocks and the budget suffice.
 
 A policy that needs another kind of replica has a method `make_replica(requests, config, model, number, observer)`,
 which returns one, or None for the usual one.

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from plimsoll.core.errors import InfeasibleError, InputError
 from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.disaggregated import Clock, Machine
+from plimsoll.engine.disaggregated import Machine
+from plimsoll.engine.replica import INFINITE
 from plimsoll.engine.requests import Requests
 
 
@@ -20,6 +21,11 @@ class PooledEngine:
         config: sizes of every machine.
         prefill, decode: how many machines begin in which pool.
         transfer_s_per_token, transfer_latency_s: the link.
+        machines: all of them, by number.
+        due: by machine, when it next has to be looked at; infinite where nothing is known to happen to it.
+        until_s: no step begins from then on.
+        next_s: when the next request comes, as far as is known; infinite where none does.
+        closed: whether users send one request after the other.
     """
 
     config: EngineConfig
@@ -30,28 +36,43 @@ class PooledEngine:
     transfer_latency_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.clock = Clock()
         self.machines: list[Machine] = []
         self.requests: Requests
+        self.arrivals: Arrivals
+        self.until_s = self.next_s = INFINITE
+        self.due: list[float] = []
+        self.closed = False
+        self._sent: list[int] = []
+        self._sent_s: list[float] = []
+        self._num_sent = 0
 
-    def run(self, arrivals: Arrivals, until_s: float, /) -> None:
-        """Serve every request that arrives, in steps that begin before `until_s`."""
-        self.clock.run(self, arrivals, until_s)
+    def expect(self, arrivals: Arrivals, until_s: float) -> None:
+        """These requests will come, as far as they are sent before `until_s`."""
+        self.arrivals, self.until_s, self.closed = arrivals, until_s, arrivals.closed
+        self.next_s = arrivals.next_s
+        if not self.closed:
+            self._sent, self._sent_s = arrivals.all_before(until_s)
+            self._sent_s.append(INFINITE)
 
-    def arrive(self, request: int, now_s: float, /) -> None:
-        """As `disaggregated.Scheduler` says; so do the others."""
-        raise NotImplementedError
+    def all_sent(self) -> tuple[list[int], list[float]]:
+        """All requests that come, and when, where they do so by the clock; an infinite time at the end."""
+        return self._sent, self._sent_s
 
-    def step_over(self, machine: Machine, now_s: float, /) -> list[int]:
-        """Results of a step."""
-        raise NotImplementedError
+    def take_next(self) -> int:
+        """The request that comes at `next_s`."""
+        if self.closed:
+            request = self.arrivals.take()[1]
+            self.next_s = self.arrivals.next_s
+            return request
+        self._num_sent = place = self._num_sent + 1
+        self.next_s = self._sent_s[place]
+        return self._sent[place - 1]
 
-    def begin_step(self, machine: Machine, now_s: float, until_s: float, /) -> bool:
-        """The next step."""
-        raise NotImplementedError
-
-    def look_around(self, machine: Machine, now_s: float, /) -> None:
-        """Nothing to see, unless a subclass says so."""
+    def answered(self, now_s: float) -> None:
+        """A user has got an answer."""
+        if self.closed:
+            self.arrivals.answered(now_s)
+            self.next_s = self.arrivals.next_s
 
 
 def check_pools(config: EngineConfig, pools: Mapping[str, int]) -> None:

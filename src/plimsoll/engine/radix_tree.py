@@ -87,11 +87,45 @@ class RadixTree:
         known = node.high
         if known == end:
             return node, known
-        leaf = Node(chain, known, end, node, self._tick + 1)
-        self._first[chain.key(known)] = leaf
-        node.num_children += 1
-        self.evictable += end - known
+        return self._new_leaf(chain, node, end), known
+
+    def extend(self, node: Node, chain: Chain, end: int) -> tuple[Node, int]:
+        """`insert` for who holds `node`, which ends where what `chain` has in the tree does, or before."""
+        known = node.high
+        if known == end or chain.key(known) in self._first:
+            return self.insert(chain, end)
+        self._tick += 2
+        leaf = self._new_leaf(chain, node, end)
+        self._touch(node)
         return leaf, known
+
+    def keep(self, node: Node, chain: Chain, end: int) -> tuple[Node, int]:
+        """`insert` for who holds `node`, and from then on what was inserted; both are touched once more."""
+        known = node.high
+        if known == end or chain.key(known) in self._first:
+            last, known = self.insert(chain, end)
+            self.lock(last, node, touch=True)
+            return last, known
+        self._tick += 2
+        leaf = self._new_leaf(chain, node, end)
+        self._tick += 2
+        leaf.locks = 1
+        self.evictable -= end - known
+        self._touch(leaf)
+        return leaf, known
+
+    def _touch(self, node: Node) -> None:
+        tick = self._tick
+        while node.parent is not None:
+            node.touched = tick
+            node = node.parent
+
+    def _new_leaf(self, chain: Chain, node: Node, end: int) -> Node:
+        begin = node.high
+        leaf = self._first[chain.key(begin)] = Node(chain, begin, end, node, self._tick + 1)
+        node.num_children += 1
+        self.evictable += end - begin
+        return leaf
 
     def lock(self, node: Node, above: Node, touch: bool = False) -> None:
         """Lock the path from `node` up to `above`, without that; with `touch`, the path to the root is touched."""

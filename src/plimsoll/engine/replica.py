@@ -99,6 +99,22 @@ class Replica(ReplicaState):
         if self.observer is not None:
             self.observer.stepped(self, list(self.last_finished), self.now_s)
 
+    def _decode_all(self, until_s: float) -> bool:
+        """The same without a plan, where it is certain that everybody gets a token; False where blocks may be short."""
+        lane, ends = self.lane, self.lane.ends
+        begin, free = len(ends), self.free_blocks
+        steps = lane.due - begin
+        if steps < 1 or (steps // self.block_size + 1) * lane.num > free:
+            return False
+        stop_s = self.next_arrival_s
+        self.now_s = lane.decode(self.model, self.now_s, steps, stop_s if stop_s < until_s else until_s)
+        end = len(ends)
+        self.free_blocks = free - lane.blocks_for(begin, end - begin)
+        self.last_finished = NOBODY
+        if lane.due <= end:
+            self._take_finished()
+        return True
+
     def _mixed_step(self, plan: StepPlan) -> None:
         """One step of chunks and decodes: admit whom the plan lets in, take the blocks, hand out the tokens."""
         lane, chunks, prefilling = self.lane, plan.chunks, self.prefilling
@@ -224,6 +240,8 @@ class Replica(ReplicaState):
             chunk = fill - lane.num
             holds = (self.requests.target[request] - have - 1) // chunk
             if holds:
+                if self.ended is not None:
+                    self.ended.extend([now_s] * len(self.last_finished))
                 self.last_finished = NOBODY  # they are seen by the end of the next step
         self.free_blocks = free + -have // size
         self.prefilling[request], self.now_s = have, now_s

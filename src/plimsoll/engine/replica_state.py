@@ -43,10 +43,10 @@ class ReplicaState:
     """
 
     __slots__ = (
-        "block_size", "chunk_line", "chunk_lines", "config", "free_blocks", "lane", "lanes", "last_finished", "layers",
-        "log", "model", "next_arrival_s", "now_s", "num_arrived", "num_blocks", "number", "observer", "paused",
-        "pipelined", "plain_attention", "policy", "preempted", "prefilling", "requests", "running", "seated", "sent",
-        "sent_s", "step_s", "waiting",
+        "block_size", "chunk_line", "chunk_lines", "config", "ended", "free_blocks", "lane", "lanes", "last_finished",
+        "layers", "log", "model", "next_arrival_s", "now_s", "num_arrived", "num_blocks", "number", "observer",
+        "paused", "pipelined", "plain_attention", "policy", "preempted", "prefilling", "requests", "running", "seated",
+        "sent", "sent_s", "step_s", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,7 @@ class ReplicaState:
         self.next_arrival_s = INFINITE
         self.now_s = 0.0
         self.last_finished: Sequence[int] = NOBODY
+        self.ended: deque[float] | None = None
         self.preempted: tuple[int, ...] = ()
         self.paused: tuple[int, ...] = ()
         self.pipelined = model.num_stages > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -80,7 +81,8 @@ class _Slices:
         owner = np.flatnonzero(begin != NEVER)
         end = np.where(last != NEVER, last + 1, np.array(lane_steps, dtype=np.int64)[lane])
         final = np.stack([owner, lane[owner], begin[owner], end[owner]], axis=1)
-        early = np.array(requests.early_slices, dtype=np.int64).reshape(-1, 4)
+        slices = requests.early_slices
+        early = np.fromiter(chain.from_iterable(slices), np.int64, 4 * len(slices)).reshape(-1, 4)
         rows = np.concatenate([early, final])
         low, limit = offsets[rows[:, 1]], offsets[rows[:, 1] + 1]
         begin, end = rows[:, 2] + low, np.minimum(rows[:, 3] + low, limit)

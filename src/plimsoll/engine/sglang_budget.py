@@ -12,17 +12,34 @@ if TYPE_CHECKING:
     from plimsoll.engine.policy import Chunk
 
 
-def take_at_once(policy: Sglang, view: GeneralState, seats: int) -> list[Chunk]:
-    """What `Sglang` takes from the queue in the common case: no cache, prompts alone, first come first served.
+def take_at_once(policy: Sglang, view: GeneralState) -> list[Chunk]:
+    """What `Sglang` takes in the common case: no cache, prompts alone, first come first served.
 
     The same rules as below, in one piece: most runs have no content.
     """
-    requests, waiting, size, clipped = view.requests, view.waiting, policy.size, policy.clipped_new
-    total: float = view.free_blocks * size - policy.likely_tokens(view)
+    chunks: list[Chunk] = []
+    seats = policy.seats - view.lane.num - len(policy.ghosts)
+    if seats <= 0 and not view.prefilling:
+        policy.full = True
+        return chunks
+    requests, size, clipped = view.requests, policy.size, policy.clipped_new
+    policy.room_tokens = total = view.free_blocks * size - policy.likely_tokens(view)
     chunk, prompt = policy.chunk_size, policy.max_prefill_tokens
     policy.is_cut = False
-    chunks: list[Chunk] = []
-    for request in waiting:
+    for request, done in view.prefilling.items():  # one at most
+        left = requests.target[request] - done
+        tokens = min(left, chunk, int(total))
+        if tokens <= 0:
+            tokens = min(left, chunk, view.free_blocks * size + -done % size)
+            if tokens <= 0:
+                return chunks
+        policy.is_cut = tokens < left
+        chunks.append((request, tokens))
+        paged = -(-tokens // size) * size
+        total -= paged + (0 if policy.is_cut else clipped[request]) + size
+        prompt -= paged
+        chunk -= paged  # where prompts are not cut, nobody is part-way
+    for request in view.waiting:
         if len(chunks) >= seats:
             policy.full = True
             break
@@ -35,6 +52,8 @@ def take_at_once(policy: Sglang, view: GeneralState, seats: int) -> list[Chunk]:
             break
         paged = -(-tokens // size) * size
         if paged > chunk:
+            if chunk <= 0:
+                break
             tokens, paged, most = chunk, chunk, 0
             policy.is_cut = True
         elif chunk == UNLIMITED and paged >= prompt and chunks:

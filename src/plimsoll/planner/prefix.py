@@ -60,6 +60,11 @@ class SharedPrefix:
         """As the wrapped model's."""
         return self._inner.num_stages
 
+    @property
+    def needs_longest(self) -> bool:
+        """As the wrapped model's."""
+        return bool(getattr(self._inner, "needs_longest", False))
+
     def step_s(
         self,
         prefill_tokens: int,
@@ -69,7 +74,7 @@ class SharedPrefix:
         num_prefill_done: int,
         num_decode: int,
         decode_read_tokens: int,
-        /,
+        *longest_decode: int,
     ) -> float:
         """As `StepModel.step_s`, with the shared prefix read by every chunk and every decode."""
         shared = self._shared
@@ -81,15 +86,18 @@ class SharedPrefix:
             num_prefill_done,
             num_decode,
             decode_read_tokens + num_decode * shared,
+            *(longest + shared if longest else 0 for longest in longest_decode),
         )
 
-    def decode_line(self, num_decode: int, decode_read_tokens: int, /) -> tuple[float, float, int]:
+    def decode_line(self, num_decode: int, decode_read_tokens: int, *longest_decode: int) -> tuple[float, float, int]:
         """As `StepModel.decode_line`, shifted by what the decodes read of the shared prefix.
 
         NOTE: ``base + slope·(r + shift)`` and ``(base + slope·shift) + slope·r`` may differ in the last bit.
         """
         shift = num_decode * self._shared
-        base_s, per_read_token_s, valid_below = self._inner.decode_line(num_decode, decode_read_tokens + shift)
+        longest_too = (longest + self._shared if longest else 0 for longest in longest_decode)
+        line = self._inner.decode_line(num_decode, decode_read_tokens + shift, *longest_too)
+        base_s, per_read_token_s, valid_below = line
         return base_s + per_read_token_s * shift, per_read_token_s, valid_below - shift
 
     def step(self, shape: StepShape, /) -> StepCost:
@@ -101,5 +109,6 @@ class SharedPrefix:
                 prefill_pairs=shape.prefill_pairs + shape.prefill_tokens * shared,
                 prefill_read_tokens=shape.prefill_read_tokens + shape.num_prefill * shared,
                 decode_read_tokens=shape.decode_read_tokens + shape.num_decode * shared,
+                longest_decode=shape.longest_decode + shared if shape.longest_decode else 0,
             )
         )

@@ -13,49 +13,27 @@ The rules are those of the paper's section 4.3 and of its implementation's sched
    meanwhile it accepts nothing, and begins with nobody new unless it would stand still.
 
 NOTE: an instance's end of the link carries one transfer at a time. Swapping stops the step for as long as it takes.
+
+While nobody waits at the bridge, decode instances do not matter to each other or to the prefill instances: then they
+are left behind, and brought up when the next prompt is done (`Bridge.serve`). While somebody waits there, or
+users wait for their answers, all instances keep to one clock (`Distserve.watched`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections import deque
 from collections.abc import Sequence
 
 from plimsoll.core.errors import InputError
 from plimsoll.core.step import StepModel
-from plimsoll.engine.config import EngineConfig
+from plimsoll.engine.arrivals import Arrivals
+from plimsoll.engine.bridge import Bridge
+from plimsoll.engine.decode_instance import DecodeInstance
 from plimsoll.engine.disaggregated import Link, Machine
-from plimsoll.engine.policy import UNLIMITED
 from plimsoll.engine.pools import PooledEngine, check_pools
+from plimsoll.engine.prompts_ahead import PromptsAhead
 from plimsoll.engine.replica import INFINITE, Observer
 from plimsoll.engine.requests import Requests
-
-
-class _Decoder(Machine):
-    """A decode instance: `accepted` has KV here or on its way, `ready` has it here, `swapped` has it in host memory.
-
-    `waiting_blocks` are those of the accepted.
-    """
-
-    by_page = True
-
-    def __init__(
-        self, requests: Requests, config: EngineConfig, model: StepModel, number: int, observer: Observer | None
-    ) -> None:
-        super().__init__(requests, config, model, number, observer)
-        self.waiting_blocks = 0
-        self.ready: deque[int] = deque()
-        self.swapped: deque[tuple[int, int, int]] = deque()
-
-    def is_between_steps(self, now_s: float) -> bool:
-        """Whether one of the steps that it runs ahead ends now."""
-        return self.runs_ahead() and self.lane.ends[self.next_end(now_s)] == now_s
-
-    def free_after(self, step: int) -> int:
-        """Free blocks at the end of a step that was run ahead."""
-        lane = self.lane
-        return self.free_blocks + lane.blocks_for(step + 1, len(lane.ends) - step - 1)
 
 
 @dataclasses.dataclass(eq=False)
@@ -79,8 +57,7 @@ class Distserve(PooledEngine):
         if not 0 < self.waiting_frac <= 1:
             raise InputError("waiting_frac", self.waiting_frac, "give a share above 0 and up to 1")
         self.link = Link(s_per_token=self.transfer_s_per_token, latency_s=self.transfer_latency_s)
-        self.most_waiting = self.waiting_frac * self.config.num_blocks
-        self.bridge: deque[tuple[int, Machine]] = deque()
+        self.watched = self.always_watched = False
 
     def replicas(self, requests: Requests, model: StepModel, observer: Observer | None, /) -> Sequence[Machine]:
         """Prefill instances first, then decode instances."""
@@ -88,191 +65,226 @@ class Distserve(PooledEngine):
         self.requests = requests
         self.prefills = [Machine(*made, number, observer) for number in range(self.prefill)]
         total = self.prefill + self.decode
-        self.decoders = [_Decoder(*made, number, observer) for number in range(self.prefill, total)]
+        self.decoders = [DecodeInstance(*made, number, observer) for number in range(self.prefill, total)]
+        for decoder in self.decoders:
+            decoder.swap_s_per_token = self.swap_s_per_token
         self.pending = [0] * self.prefill
         self.machines = [*self.prefills, *self.decoders]
+        self.due = [INFINITE] * total
+        self.always_watched = self.prefills[0].attended
         return self.machines
 
-    def arrive(self, request: int, now_s: float, /) -> None:
-        """Rule 1."""
-        chosen = self.pending.index(min(self.pending))
-        self.pending[chosen] += self.requests.prompt[request]
-        self.prefills[chosen].waiting.append(request)
-        self.requests.replica[request] = chosen
-        self.clock.wake(self.prefills[chosen], now_s)
+    # -- the clock -------------------------------------------------------------------------------------------------
 
-    def begin_step(self, machine: Machine, now_s: float, until_s: float, /) -> bool:
-        """A batch of prompts, or decodes."""
-        if isinstance(machine, _Decoder):
-            return self._begin_decodes(machine, now_s, until_s)
-        batch: list[int] = []
-        tokens, free, size = 0, machine.free_blocks, machine.block_size
-        for request in machine.waiting:
-            prompt = self.requests.prompt[request]
-            free += -prompt // size
-            tokens += prompt
-            full = len(batch) == self.config.max_num_seqs or (batch and tokens > self.config.max_num_batched_tokens)
-            if full or free < 0:
-                break
-            batch.append(request)
-            machine.free_blocks = free
-        for request in batch:
-            machine.waiting.popleft()
-            machine.running[request] = None
-        if batch:
-            machine.begin_mixed(batch, now_s)
-        return bool(batch)
-
-    def step_over(self, machine: Machine, now_s: float, /) -> list[int]:
-        """First tokens go to the bridge, last tokens home."""
-        requests = self.requests
-        computed, finished = machine.end_step()
-        for request in computed:
-            del machine.running[request]
-            self.pending[machine.number] -= requests.prompt[request]
-            if requests.output[request] == 1:
-                machine.lane.start(request, requests.prompt[request], 0)
-                finished += machine.lane.take_finished()[0]
-            else:
-                machine.leave_first_token(request)
-                self.bridge.append((request, machine))
-        for request in finished:
-            machine.free_blocks += machine.blocks(requests.final[request])
-            machine.running.pop(request, None)
-        if self.bridge:
-            self._offer(machine.number, now_s)
-        return finished
-
-    def look_around(self, machine: Machine, now_s: float, /) -> None:
-        """Rule 3, between two steps that were run ahead."""
-        if self.bridge:
-            self._offer(machine.number, now_s)
-
-    # -- the bridge ------------------------------------------------------------------------------------------------
-
-    def _offer(self, number: int, now_s: float) -> None:
-        """Rule 3, when machine `number` has ended a step, and of those with steps that end now it is not the first."""
-        while self.bridge:
-            request, source = self.bridge[0]
-            blocks = source.blocks(self.requests.prompt[request])
-            taker: _Decoder | None = None
-            most = blocks - 1
+    def run(self, arrivals: Arrivals, until_s: float, /) -> None:
+        """Serve every request that arrives, in steps that begin before `until_s`."""
+        self.expect(arrivals, until_s)
+        self.watched = self.always_watched = self.always_watched or self.closed
+        most_waiting = self.waiting_frac * self.config.num_blocks
+        self.bridge = Bridge(self.decoders, self.due, self.link, most_waiting, until_s)
+        if self.prefill > 1 or self.always_watched:
+            self._run(until_s)
+        else:
+            self._run_behind(until_s)
+        if not self.watched:
             for decoder in self.decoders:
-                if decoder.swapped or decoder.waiting_blocks >= self.most_waiting:
+                decoder.bring_up(until_s, until_s)
+        self._end_at_the_cut(until_s)
+
+    def _end_at_the_cut(self, until_s: float) -> None:
+        """Tokens that come at the very end count, as on a single replica: their steps began before it."""
+        for prefill in self.prefills:
+            if prefill.busy and prefill.now_s == until_s:
+                self._end_prompts(prefill, until_s)
+        for decoder in self.decoders:
+            if decoder.busy and decoder.now_s == until_s:
+                decoder.take_results()
+
+    def _run(self, until_s: float) -> None:
+        """All instances together."""
+        due, pending = self.due, self.pending
+        while True:
+            now_s = min(due)
+            if self.next_s <= now_s:
+                if 0 in pending:
+                    now_s = self.next_s
+                elif self.next_s < now_s < until_s:
+                    self._route(now_s)
+                if self.next_s == now_s < until_s:
+                    self._tick(now_s)
                     continue
-                free = decoder.free_blocks
-                if decoder.busy:
-                    if decoder.number > number or not decoder.is_between_steps(now_s):
-                        continue
-                    free = decoder.free_after(decoder.next_end(now_s))
-                if free > most:
-                    taker, most = decoder, free
-            if taker is None:
-                self._ask_to_look(self.decoders, blocks, number, now_s)
+            if now_s >= until_s:
+                break
+            if due.count(now_s) > 1:
+                self._tick(now_s)
+            else:
+                self._turn(due.index(now_s), now_s)
+        self._route(until_s)
+
+    def _run_behind(self, until_s: float) -> None:
+        """One prefill instance ahead, and the decode instances behind it."""
+        ahead = PromptsAhead(self.prefills[0], *self.all_sent(), until_s)
+        for request in self.all_sent()[0]:
+            self.requests.replica[request] = 0
+        done, due, bridge = ahead.done, self.due, self.bridge
+        while True:
+            now_s = min(due) if self.watched else INFINITE
+            while not done and ahead.next_s() < until_s and (not bridge.line or ahead.next_s() <= now_s):
+                ahead.run()
+            if done and done[0][0] <= now_s:
+                now_s = done[0][0]
+                if now_s >= until_s:
+                    break
+                while done and done[0][0] == now_s:
+                    bridge.line.append((done.popleft()[1], ahead.machine))
+                self._look_for(now_s)
+            elif now_s >= until_s:
+                break
+            elif due.count(now_s) > 1:
+                self._tick(now_s)
+            else:
+                self._turn(due.index(now_s), now_s)
+
+    def _look_for(self, now_s: float) -> None:
+        """Prompts are done: see who takes them."""
+        if self.watched:
+            self.bridge.look(-1, now_s)
+        elif self.bridge.line:
+            if self.bridge.serve(now_s):
+                self._unwatch()
+            else:
+                self.watched = True
+
+    def _turn(self, number: int, now_s: float) -> None:
+        """All that happens at an instant that is one machine's alone."""
+        if number >= self.prefill:
+            decoder = self.decoders[number - self.prefill]
+            if decoder.busy:
+                self._end_decodes(decoder, now_s)
+            if not decoder.busy:
+                self._begin_decodes(decoder, now_s)
+        else:
+            prefill, watched = self.prefills[number], self.watched
+            if prefill.busy:
+                self._end_prompts(prefill, now_s)
+                self._look_for(now_s)
+            if self.watched != watched or self.next_s == now_s:
+                self._tick(now_s)  # it is others' turn as well, or somebody who has just been answered asks again
                 return
-            self.bridge.popleft()
-            if taker.free_blocks < blocks:
-                self.clock.wake(taker, now_s)  # it cannot go on as it thought
-            taker.free_blocks -= blocks
-            taker.waiting_blocks += blocks
-            begin_s = max(now_s, source.link_free_s, taker.link_free_s)
-            done_s = begin_s + self.link.rest_s(self.requests.prompt[request], 0.0)
-            source.link_free_s = taker.link_free_s = done_s
-            there_s = done_s + self.link.latency_s
-            self.clock.at(there_s, functools.partial(self._arrived, request, source, taker, there_s))
+            self._begin_prompts(prefill, now_s)
+        if self.watched and not self.bridge.line and not self.always_watched:
+            self._unwatch()
 
-    def _ask_to_look(self, decoders: Sequence[_Decoder], blocks: int, number: int, now_s: float) -> None:
-        """Of those who could take so many blocks after a step that they run ahead, let the first to end it look.
+    def _tick(self, now_s: float) -> None:
+        """All that happens at one instant."""
+        due = self.due
+        turn = [prefill for prefill in self.prefills if due[prefill.number] == now_s]
+        for prefill in turn:
+            if prefill.busy and prefill.now_s == now_s:
+                self._end_prompts(prefill, now_s)
+        self._look_for(now_s)
+        if self.watched:
+            for decoder in self.decoders:
+                if due[decoder.number] == now_s and decoder.busy:
+                    self._end_decodes(decoder, now_s)
+        if self.next_s == now_s:
+            self._route(now_s, including=True)
+            turn = self.prefills
+        for prefill in turn:
+            if not prefill.busy:
+                self._begin_prompts(prefill, now_s)
+        if self.watched:
+            for decoder in self.decoders:
+                if due[decoder.number] == now_s and not decoder.busy:
+                    self._begin_decodes(decoder, now_s)
+            if not self.bridge.line and not self.always_watched:
+                self._unwatch()
 
-        Later in a stretch they have less room, so who could not do so then need not look at all.
-        """
-        first_s, first = INFINITE, None
-        for decoder in decoders:
-            if decoder.room < blocks or not decoder.runs_ahead():
-                continue
-            if decoder.swapped or decoder.waiting_blocks >= self.most_waiting:
-                continue
-            step = decoder.next_end(now_s)
-            end_s = decoder.lane.ends[step]
-            if end_s >= first_s or (end_s == now_s and decoder.number <= number):
-                continue
-            if decoder.free_blocks >= blocks or decoder.free_after(step) >= blocks:
-                first_s, first = end_s, decoder
-        if first is not None:
-            self.clock.look_at(first, first_s)
-
-    def _arrived(self, request: int, source: Machine, taker: _Decoder, now_s: float) -> None:
-        """The KV of a prompt is there."""
-        source.free_blocks += source.blocks(self.requests.prompt[request])
-        self.requests.replica[request] = taker.number
-        taker.ready.append(request)
-        taker.waiting.append(request)
-        if source.waiting:
-            self.clock.wake(source, now_s)
-        self.clock.wake(taker, now_s)
+    def _unwatch(self) -> None:
+        """Nobody waits at the bridge: leave the decode instances behind."""
+        self.watched = False
+        for decoder in self.decoders:
+            self.due[decoder.number] = INFINITE
 
     # -- decode instances ------------------------------------------------------------------------------------------
 
-    def _begin_decodes(self, decoder: _Decoder, now_s: float, until_s: float) -> bool:
-        """Rule 4, then admissions, then steps."""
-        lane, moved = decoder.lane, 0
-        if decoder.free_blocks < lane.hist[-len(lane.ends) % decoder.block_size]:
-            moved = self._swap_out(decoder)
+    def _end_decodes(self, decoder: DecodeInstance, now_s: float) -> None:
+        """A step of a decode instance is over: its results, if there are any, and a look at the bridge."""
+        if decoder.attended:
+            decoder.cut(now_s)  # what is logged is how things are before anybody is accepted
+        if decoder.now_s == now_s:
+            for _ in range(decoder.take_results()):
+                self.answered(now_s)
         else:
-            decoder.preempted = ()
-        if decoder.ready or decoder.swapped:
-            moved += self._admit(decoder)
-        if not lane.num:
-            return False
-        if moved:
-            decoder.begin_mixed([], now_s, moved * self.swap_s_per_token)
-            return True
-        looks = (decoder.ready or decoder.swapped) and len(decoder.running) < self.config.max_num_seqs
-        decoder.begin_decodes(now_s, 1 if looks else UNLIMITED, until_s)
-        if self.bridge:
-            blocks = decoder.blocks(self.requests.prompt[self.bridge[0][0]])
-            self._ask_to_look([decoder], blocks, decoder.number, now_s)
-        return True
+            self.due[decoder.number] = decoder.now_s
+        self.bridge.look(decoder.number, now_s)
 
-    def _swap_out(self, decoder: _Decoder) -> int:
-        """Make room for the next step; returns the KV tokens that leave."""
-        moved, lane, left = 0, decoder.lane, []
-        while decoder.free_blocks < lane.blocks_for(len(lane.ends), 1):
-            request = next(reversed(decoder.running))
-            cached, remaining = decoder.stop_decoding(request)
-            decoder.swapped.append((request, cached, remaining))
-            decoder.free_blocks += decoder.blocks(cached)
-            del decoder.running[request]
-            self.requests.preemptions[request] += 1
-            moved += cached
-            left.append(request)
-        decoder.preempted = tuple(left)
-        return moved
+    def _begin_decodes(self, decoder: DecodeInstance, now_s: float) -> None:
+        """The next steps of one that is on the clock."""
+        decoder.begin(now_s, self.until_s)
+        self.due[decoder.number] = decoder.next_s()
+        if decoder.busy and self.bridge.line:
+            self.bridge.let_look_again(decoder, now_s)
 
-    def _admit(self, decoder: _Decoder) -> int:
-        """Those in host memory first; returns the KV tokens that come back from there."""
-        moved, lane, requests = 0, decoder.lane, self.requests
-        while decoder.swapped and len(decoder.running) < self.config.max_num_seqs:
-            request, cached, remaining = decoder.swapped[0]
-            need = decoder.blocks(cached + 1) + lane.blocks_for(len(lane.ends), 1)
-            if need > decoder.free_blocks:
+    # -- prefill instances -----------------------------------------------------------------------------------------
+
+    def _route(self, now_s: float, *, including: bool = False) -> None:
+        """Rule 1, for arrivals before now, or up to now."""
+        pending, lengths, column, prefills = self.pending, self.requests.prompt, self.requests.replica, self.prefills
+        several = self.prefill > 1
+        while self.next_s < now_s or (including and self.next_s == now_s):
+            request = self.take_next()
+            chosen = pending.index(min(pending)) if several else 0
+            pending[chosen] += lengths[request]
+            prefills[chosen].waiting.append(request)
+            column[request] = chosen
+
+    def _begin_prompts(self, prefill: Machine, now_s: float) -> None:
+        """Rule 2."""
+        if prefill.releases:
+            prefill.take_releases(now_s)
+        waiting, due = prefill.waiting, self.due
+        if not waiting:
+            due[prefill.number] = INFINITE
+            return
+        lengths, size, free = self.requests.prompt, prefill.block_size, prefill.free_blocks
+        tokens = lengths[waiting[0]]
+        free += -tokens // size
+        if free < 0:
+            due[prefill.number] = prefill.releases[0][0] if prefill.releases else INFINITE
+            return
+        batch = [waiting.popleft()]
+        budget, seats = self.config.max_num_batched_tokens, self.config.max_num_seqs
+        while waiting and len(batch) < seats:
+            prompt = lengths[waiting[0]]
+            tokens += prompt
+            blocks = -(-prompt // size)
+            if tokens > budget or blocks > free:
                 break
-            decoder.swapped.popleft()
-            decoder.free_blocks -= decoder.blocks(cached)
-            decoder.running[request] = None
-            lane.resume(request, cached, remaining)
-            moved += cached
-        while decoder.ready and len(decoder.running) < self.config.max_num_seqs:
-            if decoder.swapped and decoder.running:
-                break
-            request = decoder.ready[0]
+            free -= blocks
+            batch.append(waiting.popleft())
+        prefill.free_blocks = free
+        prefill.begin_mixed(batch, now_s)
+        due[prefill.number] = prefill.now_s
+
+    def _end_prompts(self, prefill: Machine, now_s: float) -> None:
+        """First tokens go to the bridge, last tokens home."""
+        requests, lane, number = self.requests, prefill.lane, prefill.number
+        step = len(lane.ends)
+        prefill.busy = False
+        finished: list[int] = []
+        for request in prefill.computing:
             prompt = requests.prompt[request]
-            growth = decoder.blocks(prompt + 1) - decoder.blocks(prompt)
-            if growth + lane.blocks_for(len(lane.ends), 1) > decoder.free_blocks:
-                break
-            decoder.ready.popleft()
-            decoder.waiting.popleft()
-            decoder.waiting_blocks -= decoder.blocks(prompt)
-            decoder.running[request] = None
-            lane.resume(request, prompt, requests.output[request] - 1)
-        return moved
+            self.pending[number] -= prompt
+            if requests.output[request] == 1:
+                lane.start(request, prompt, 0)
+                finished += lane.take_finished()[0]
+                prefill.free_blocks += prefill.blocks(prompt)
+                self.answered(now_s)
+            else:
+                requests.early_slices.append((request, lane.number, step - 1, step))
+                self.bridge.line.append((request, prefill))
+        prefill.computing = []
+        if prefill.attended:
+            prefill.take_releases(now_s)
+            prefill.stepped(finished)

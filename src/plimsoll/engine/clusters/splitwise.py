@@ -20,55 +20,29 @@ assignment, for the prompt on one machine and for the whole sequence, as long as
 NOTE: the simulator lets a machine that changes pools take what does not fit; here rule 3 holds then. A prompt waiting
 for room lets pass those whose room is set aside. KV goes layer by layer while the prompt is computed
 (`transfer_layers`), for prompts of `overlap_min_tokens` and more; a machine's end of the link does one thing at a time.
+
+A machine that only decodes matters to nobody before somebody asks for its room: it is left behind until then, and
+brought up by all its steps at once (`Splitwise._bring_up`). Machines with prompts keep to the clock; and all of them do
+where users wait for their answers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections import deque
 from collections.abc import Sequence
 
 from plimsoll.core.step import StepModel
-from plimsoll.engine.config import EngineConfig
+from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.disaggregated import Link, Machine
 from plimsoll.engine.fleet import expected_tokens
-from plimsoll.engine.policy import UNLIMITED
 from plimsoll.engine.pools import PooledEngine, check_pools
-from plimsoll.engine.replica import Observer
+from plimsoll.engine.replica import INFINITE, Observer
 from plimsoll.engine.requests import Requests
+from plimsoll.engine.split_machine import MIXED, PROMPT, TOKEN, Needs, SplitMachine
 
-PROMPT, TOKEN, MIXED = "prompt", "token", "mixed"
 
-
-class _Splitter(Machine):
-    """A machine of any pool; `home` is where it belongs, `pool` where it is.
-
-    `running` holds requests with KV here that decode or could, in order of arrival; `blocked` those that were left out.
-    """
-
-    def __init__(
-        self,
-        requests: Requests,
-        config: EngineConfig,
-        model: StepModel,
-        number: int,
-        observer: Observer | None,
-        home: str,
-    ) -> None:
-        super().__init__(requests, config, model, number, observer)
-        self.home = self.pool = home
-        self.pending_tokens = 0
-        self.blocked: dict[int, None] = {}
-        self.arrived: deque[int] = deque()
-        self.left_out: dict[int, int] = {}
-        self.paused_at: dict[int, tuple[int, int]] = {}
-        self.began_s = 0.0
-        self.stuck_at = (-1, -1, -1)
-
-    def is_stuck(self, num_starved: int) -> bool:
-        """Whether the prompts waiting here were looked at as things are now, and none could begin."""
-        return self.stuck_at == (self.free_blocks, len(self.waiting), num_starved)
+def _pending_tokens(machine: SplitMachine) -> int:
+    return machine.pending_tokens
 
 
 @dataclasses.dataclass(eq=False)
@@ -102,210 +76,302 @@ class Splitwise(PooledEngine):
             layers=self.transfer_layers,
             overlap_min_tokens=self.overlap_min_tokens,
         )
-        self.limit = min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
-        self.decodes_at: dict[int, _Splitter] = {}
-        self.has_room: set[int] = set()
+        self.has_room = bytearray()
+        self.awake: set[int] = set()
+        self.in_order = False
 
     def replicas(self, requests: Requests, model: StepModel, observer: Observer | None, /) -> Sequence[Machine]:
         """Prompt machines, then token machines, then mixed ones."""
         self.requests = requests
         longest = expected_tokens(requests.workload, requests.output)
-        self.expected = [max(told, true) for told, true in zip(longest, requests.final, strict=True)]
-        self.expected = [min(told, self.config.num_blocks * self.config.block_size) for told in self.expected]
-        self.splitters = [
-            _Splitter(requests, self.config, model, number, observer, home) for number, home in enumerate(self.homes)
-        ]
+        expected = [max(told, true) for told, true in zip(longest, requests.final, strict=True)]
+        size, num_blocks = self.config.block_size, self.config.num_blocks
+        self.whole_blocks = [min(-(-told // size), num_blocks) for told in expected]
+        self.prompt_blocks = [-(-prompt // size) for prompt in requests.prompt]
+        self.has_room = bytearray(len(requests))
+        needs = Needs(whole_blocks=self.whole_blocks, has_room=self.has_room, max_preemptions=self.max_preemptions)
+        made = (requests, self.config, model)
+        self.splitters = [SplitMachine(*made, number, observer) for number in range(len(self.homes))]
+        for machine, home in zip(self.splitters, self.homes, strict=True):
+            machine.home = machine.pool = home
+            machine.needs = needs
+        self.decodes_at: list[SplitMachine] = [self.splitters[0]] * len(requests)
         self.machines = [*self.splitters]
+        self.due = [INFINITE] * len(self.splitters)
+        self.in_order = self.splitters[0].attended
         return self.machines
+
+    # -- the clock -------------------------------------------------------------------------------------------------
+
+    def run(self, arrivals: Arrivals, until_s: float, /) -> None:
+        """Serve every request that arrives, in steps that begin before `until_s`."""
+        self.expect(arrivals, until_s)
+        self.in_order = self.in_order or self.closed
+        due = self.due
+        while True:
+            now_s = min(due)
+            if self.next_s < now_s:
+                now_s = self.next_s
+                if now_s >= until_s:
+                    break
+                self._let_in(now_s)
+                continue
+            if now_s >= until_s:
+                break
+            if due.count(now_s) > 1 or self.next_s == now_s:
+                self._tick(now_s)
+            else:
+                self._turn(self.splitters[due.index(now_s)], now_s)
+        if not self.in_order:
+            for machine in self.splitters:
+                self._bring_up(machine, until_s)
+        for machine in self.splitters:  # tokens that come at the very end count, as on a single replica
+            if machine.busy and machine.now_s == until_s:
+                self._take_results(machine, until_s)
+
+    def _turn(self, machine: SplitMachine, now_s: float) -> None:
+        """All that happens at an instant that is one machine's alone."""
+        if machine.busy:
+            if machine.lane.num or self.in_order:
+                self._take_results(machine, now_s)
+            else:
+                machine.busy = False
+                self._end_prompts(machine, now_s)
+            if self.awake or self.next_s == now_s:
+                self._tick(now_s)
+                return
+        machine.begin(now_s, self.until_s)
+        self.due[machine.number] = machine.now_s if machine.computing else self._due_s(machine)
+
+    def _tick(self, now_s: float) -> None:
+        """All that happens at one instant."""
+        due = self.due
+        while now_s in due:  # a result may wake somebody who is between two steps just now
+            number = due.index(now_s)
+            due[number] = INFINITE
+            if self.splitters[number].busy:
+                self._take_results(self.splitters[number], now_s)
+            self.awake.add(number)
+        self._let_in(now_s)
+
+    def _let_in(self, now_s: float) -> None:
+        """Arrivals, then new steps."""
+        awake, due = self.awake, self.due
+        while self.next_s == now_s:
+            self._arrive(self.take_next(), now_s)
+        if awake:
+            for number in awake if len(awake) == 1 else sorted(awake):
+                machine = self.splitters[number]
+                if not machine.busy:
+                    machine.begin(now_s, self.until_s)
+                    due[number] = machine.now_s if machine.computing else self._due_s(machine)
+            awake.clear()
+
+    def _due_s(self, machine: SplitMachine) -> float:
+        """When a machine has to be looked at; infinite if it can be left behind."""
+        if machine.busy:
+            return machine.now_s if machine.computing or machine.waiting or self.in_order else INFINITE
+        due_s = INFINITE
+        if machine.waiting or self.in_order:
+            if machine.coming:
+                due_s = machine.coming[0][0]
+            if machine.waiting and machine.releases and machine.releases[0][0] < due_s:
+                due_s = machine.releases[0][0]
+        return due_s
+
+    def _wake(self, machine: SplitMachine, now_s: float) -> None:
+        """Let a machine act as soon as it can."""
+        if not machine.busy:
+            self.awake.add(machine.number)
+        elif not machine.computing:
+            machine.cut(now_s)
+            self.due[machine.number] = machine.now_s
+
+    def _bring_up(self, machine: SplitMachine, now_s: float) -> None:
+        """All that a machine has done up to now, if it was left behind."""
+        if machine.now_s > now_s or machine.waiting or machine.computing or self.in_order:
+            return
+        begin_s, coming = machine.now_s, machine.coming
+        if not machine.busy:  # nobody decodes
+            if not coming:
+                return
+            if coming[0][0] > begin_s:
+                begin_s = coming[0][0]
+        lane = machine.lane
+        while begin_s < now_s:
+            if machine.busy and lane.due <= len(lane.ends):
+                self._take_results(machine, begin_s)
+            machine.busy = False
+            if machine.begin(begin_s, self.until_s):
+                begin_s = machine.now_s
+            elif coming:
+                begin_s = coming[0][0]
+            else:
+                return
+        if machine.busy and machine.now_s == now_s:
+            self._take_results(machine, now_s)
+            self.awake.add(machine.number)
 
     # -- at the arrival --------------------------------------------------------------------------------------------
 
-    def arrive(self, request: int, now_s: float, /) -> None:
+    def _arrive(self, request: int, now_s: float) -> None:
         """Rules 1 to 3."""
-        prompt = self.requests.prompt[request]
-        at = self._prompt_machine(request, PROMPT) or self._prompt_machine(request, MIXED)
-        then = self._token_machine(request, TOKEN) or self._token_machine(request, MIXED)
-        if at is None:
-            at = self._least_pending(TOKEN)
-            self._join_mixed(at, now_s)
-        if then is None:
-            then = self._most_free(PROMPT)
-            self._join_mixed(then, now_s)
-        if at is None or then is None or not self._room(request, at, then):
-            at = then = min(self.splitters, key=lambda m: m.pending_tokens)
+        found = self._find_behind(request, now_s) if self.decode == 1 and not self.mixed else None
+        at, then = found or self._find(request, now_s)
+        if at is not None and then is not None and self._room(request, at, then):
+            then.free_blocks -= self.whole_blocks[request]
+            if at is not then:
+                at.free_blocks -= self.prompt_blocks[request]
+            self.has_room[request] = True
         else:
-            self._set_aside(request, at, then)
+            at = then = min(self.splitters, key=_pending_tokens)
         self.decodes_at[request] = then
-        at.pending_tokens += prompt
+        at.pending_tokens += self.requests.prompt[request]
         then.pending_tokens += 1
+        if at is not then:
+            then.awaited += 1
         at.waiting.append(request)
         self.requests.replica[request] = at.number
-        self.clock.wake(at, now_s)
+        if not at.busy:
+            self.awake.add(at.number)
+        elif not at.computing and not at.is_stuck_behind(request):
+            at.cut(now_s)
+            self.due[at.number] = at.now_s
 
-    def _join_mixed(self, machine: _Splitter | None, now_s: float) -> None:
+    def _find_behind(self, request: int, now_s: float) -> tuple[SplitMachine, SplitMachine] | None:
+        """Who gets a request if the only token machine can stay behind; None if it has to be brought up.
+
+        It has at least as much room as when it was left behind, and does not go home before it gets what it awaits.
+        """
+        then = self.splitters[-1]
+        if self.whole_blocks[request] > then.free_blocks or not (then.pool == TOKEN or then.awaited):
+            return None
+        best: SplitMachine | None = None
+        for machine in self.splitters[:-1]:
+            if machine.pool != PROMPT:
+                return None
+            if machine.now_s <= now_s and not machine.waiting:
+                self._bring_up(machine, now_s)
+            if machine.releases and machine.releases[0][0] <= now_s:
+                machine.take_releases(now_s)
+            if best is None or machine.pending_tokens < best.pending_tokens:
+                best = machine
+        best = self._not_full(best, request)
+        return None if best is None or self.prompt_blocks[request] > best.free_blocks else (best, then)
+
+    def _find(self, request: int, now_s: float) -> tuple[SplitMachine | None, SplitMachine | None]:
+        """A machine for the prompt and one for the tokens."""
+        least: list[SplitMachine | None] = [None, None, None]
+        most: list[SplitMachine | None] = [None, None, None]
+        for machine in self.splitters:
+            if machine.now_s <= now_s and not machine.waiting:
+                self._bring_up(machine, now_s)
+            if machine.releases and machine.releases[0][0] <= now_s:
+                machine.take_releases(now_s)
+            pool = machine.pool
+            best = least[pool]
+            if best is None or machine.pending_tokens < best.pending_tokens:
+                least[pool] = machine
+            best = most[pool]
+            if best is None or machine.free_blocks > best.free_blocks:
+                most[pool] = machine
+        need = self.whole_blocks[request]
+        then = most[TOKEN]
+        if then is None or need > then.free_blocks:
+            then = most[MIXED]
+            if then is not None and need > then.free_blocks:
+                then = None
+        at = self._not_full(least[PROMPT], request) or self._not_full(least[MIXED], request)
+        if at is None:
+            at = least[TOKEN]
+            self._join_mixed(at)
+        if then is None:
+            then = most[PROMPT]
+            self._join_mixed(then)
+        return at, then
+
+    def _not_full(self, machine: SplitMachine | None, request: int) -> SplitMachine | None:
+        if machine is None or not machine.waiting:
+            return machine
+        full = machine.pending_tokens + self.requests.prompt[request] > self.max_pending_tokens
+        return None if full else machine
+
+    def _join_mixed(self, machine: SplitMachine | None) -> None:
         if machine is not None:
             machine.pool = MIXED
             if not machine.pending_tokens:
-                self.clock.wake(machine, now_s)  # it goes home at once, if it gets nothing to do after all
+                self.awake.add(machine.number)  # it goes home at once, if it gets nothing to do after all
 
-    def _least_pending(self, pool: str) -> _Splitter | None:
-        best: _Splitter | None = None
-        for machine in self.splitters:
-            if machine.pool == pool and (best is None or machine.pending_tokens < best.pending_tokens):
-                best = machine
-        return best
-
-    def _most_free(self, pool: str) -> _Splitter | None:
-        best: _Splitter | None = None
-        for machine in self.splitters:
-            if machine.pool == pool and (best is None or machine.free_blocks > best.free_blocks):
-                best = machine
-        return best
-
-    def _prompt_machine(self, request: int, pool: str) -> _Splitter | None:
-        best = self._least_pending(pool)
-        if best is None:
-            return None
-        full = best.pending_tokens + self.requests.prompt[request] > self.max_pending_tokens
-        return None if best.waiting and full else best
-
-    def _token_machine(self, request: int, pool: str) -> _Splitter | None:
-        best = self._most_free(pool)
-        return None if best is None or best.blocks(self.expected[request]) > best.free_blocks else best
-
-    def _room(self, request: int, at: _Splitter, then: _Splitter) -> bool:
-        if then.blocks(self.expected[request]) > then.free_blocks:
+    def _room(self, request: int, at: SplitMachine, then: SplitMachine) -> bool:
+        if self.whole_blocks[request] > then.free_blocks:
             return False
-        return at is then or at.blocks(self.requests.prompt[request]) <= at.free_blocks
+        return at is then or self.prompt_blocks[request] <= at.free_blocks
 
-    def _set_aside(self, request: int, at: _Splitter, then: _Splitter) -> None:
-        then.free_blocks -= then.blocks(self.expected[request])
-        if at is not then:
-            at.free_blocks -= at.blocks(self.requests.prompt[request])
-        self.has_room.add(request)
-
-    # -- steps -----------------------------------------------------------------------------------------------------
-
-    def begin_step(self, machine: Machine, now_s: float, until_s: float, /) -> bool:
-        """Rule 5."""
-        assert isinstance(machine, _Splitter)
-        while machine.arrived:
-            request = machine.arrived.popleft()
-            machine.paused_at[request] = (self.requests.prompt[request], self.requests.output[request] - 1)
-            machine.running[request] = None
-        if not machine.pending_tokens:
-            machine.pool = machine.home
-        if not machine.waiting and not machine.running:
-            return False
-        starved: list[int] = []
-        if machine.left_out:
-            starved = [r for r in machine.running if machine.left_out.get(r, 0) >= self.max_preemptions]
-            starved = starved[: self.limit]
-        prompts: list[int] = []
-        room = self.limit - len(starved)
-        if machine.waiting and not machine.is_stuck(len(starved)):
-            prompts, left = self._prompts(machine, len(starved))
-            if prompts:
-                room = left
-        if len(machine.running) > room + len(starved):
-            self._choose_decodes(machine, starved, room)
-        elif machine.paused_at:
-            for request in machine.running:
-                if request in machine.paused_at:
-                    machine.lane.resume(request, *machine.paused_at.pop(request))
-            machine.blocked.clear()
-        if prompts:
-            machine.began_s = now_s
-            machine.begin_mixed(prompts, now_s)
-        elif machine.lane.num:
-            machine.begin_decodes(now_s, 1 if machine.paused_at else UNLIMITED, until_s)
-        else:
-            return False
-        return True
-
-    def _prompts(self, machine: _Splitter, num_starved: int) -> tuple[list[int], int]:
-        """Prompts of the step, and for how many more decodes there is room."""
-        seats = self.config.max_num_seqs - num_starved
-        budget = self.config.max_num_batched_tokens - num_starved
-        chosen: list[int] = []
-        for request in list(machine.waiting):
-            prompt = self.requests.prompt[request]
-            if not seats or (prompt > budget and (chosen or num_starved)):
-                break
-            if request not in self.has_room:
-                need = machine.blocks(self.expected[request])
-                if need > machine.free_blocks:
-                    continue
-                machine.free_blocks -= need
-                self.has_room.add(request)
-            machine.waiting.remove(request)
-            chosen.append(request)
-            seats -= 1
-            budget -= prompt
-        machine.stuck_at = (-1, -1, -1) if chosen else (machine.free_blocks, len(machine.waiting), num_starved)
-        return chosen, max(0, min(seats, budget))
-
-    def _choose_decodes(self, machine: _Splitter, starved: list[int], room: int) -> None:
-        """Let the lane hold who decodes in this step, and count who does not."""
-        first = set(starved)
-        others = [*machine.blocked, *(r for r in machine.running if r not in machine.blocked)]
-        chosen = first.union([r for r in others if r not in first][:room])
-        for request in machine.running:
-            if request in chosen:
-                machine.blocked.pop(request, None)
-                if request in machine.paused_at:
-                    machine.lane.resume(request, *machine.paused_at.pop(request))
-            else:
-                if request not in machine.paused_at:
-                    machine.paused_at[request] = machine.stop_decoding(request)
-                    machine.blocked[request] = None
-                machine.left_out[request] = machine.left_out.get(request, 0) + 1
-
-    def step_over(self, machine: Machine, now_s: float, /) -> list[int]:
+    def _take_results(self, machine: SplitMachine, now_s: float) -> None:
         """First tokens set KV on its way, last tokens free their memory."""
-        assert isinstance(machine, _Splitter)
-        requests, lane = self.requests, machine.lane
-        computed, finished = machine.end_step()
-        for request in computed:
-            machine.pending_tokens -= requests.prompt[request]
-            if self.decodes_at[request] is machine:
-                lane.start(request, requests.prompt[request], requests.output[request] - 1)
+        machine.busy = False
+        finished = machine.take_finished() if machine.lane.due <= len(machine.lane.ends) else []
+        if machine.computing:
+            finished += self._end_prompts(machine, now_s)
+        if self.closed:
+            for _ in finished:
+                self.answered(now_s)
+        if machine.attended:
+            machine.stepped(finished)
+
+    def _end_prompts(self, machine: SplitMachine, now_s: float) -> list[int]:
+        """Prompts are computed; returns whoever needs no more than that."""
+        requests, lane, step = self.requests, machine.lane, len(machine.lane.ends)
+        finished: list[int] = []
+        for request in machine.computing:
+            prompt, output, then = requests.prompt[request], requests.output[request], self.decodes_at[request]
+            machine.pending_tokens -= prompt
+            if then is not machine:
+                then.awaited -= 1
+            if output == 1:
+                lane.start(request, prompt, 0)
+                finished.append(request)
+                self._forget(request, machine, then, now_s)
+            elif then is machine:
+                lane.start(request, prompt, output - 1)
                 machine.running[request] = None
-            elif requests.output[request] == 1:
-                lane.start(request, requests.prompt[request], 0)
             else:
-                machine.leave_first_token(request)
-                self._push(request, machine, now_s)
-        if lane.due <= len(lane.ends):
-            finished += lane.take_finished()[0]
-        for request in finished:
-            self._forget(request, machine, now_s)
+                requests.early_slices.append((request, lane.number, step - 1, step))
+                self._push(request, machine, then, now_s)
+        machine.computing = []
+        if finished:
+            lane.take_finished()
         return finished
 
-    def _forget(self, request: int, machine: _Splitter, now_s: float) -> None:
-        then = self.decodes_at.pop(request)
-        then.pending_tokens -= 1
-        then.free_blocks += then.blocks(self.expected[request])
+    def _forget(self, request: int, machine: SplitMachine, then: SplitMachine, now_s: float) -> None:
+        """A request that does not decode needs no room for it."""
         if then is not machine:
-            machine.free_blocks += machine.blocks(self.requests.prompt[request])
-            self.clock.wake(then, now_s)
-        machine.running.pop(request, None)
-        machine.left_out.pop(request, None)
+            self._bring_up(then, now_s)
+        then.pending_tokens -= 1
+        then.free_blocks += self.whole_blocks[request]
+        if then is not machine:
+            machine.free_blocks += self.prompt_blocks[request]
+            if then.waiting or not then.pending_tokens:
+                self._wake(then, now_s)
 
-    def _push(self, request: int, source: _Splitter, now_s: float) -> None:
-        then = self.decodes_at[request]
-        begin_s = max(now_s, source.link_free_s, then.link_free_s)
-        done_s = begin_s + self.link.rest_s(self.requests.prompt[request], now_s - source.began_s)
-        source.link_free_s = then.link_free_s = done_s
-
-        there_s = done_s + self.link.latency_s
-        self.clock.at(there_s, functools.partial(self._arrived, request, source, then, there_s))
-
-    def _arrived(self, request: int, source: _Splitter, then: _Splitter, now_s: float) -> None:
-        """The KV of a prompt is there."""
-        source.free_blocks += source.blocks(self.requests.prompt[request])
-        self.requests.replica[request] = then.number
-        then.arrived.append(request)
-        if source.waiting:
-            self.clock.wake(source, now_s)
-        self.clock.wake(then, now_s)
+    def _push(self, request: int, source: SplitMachine, then: SplitMachine, now_s: float) -> None:
+        """Set the KV of a prompt on its way."""
+        begin_s = now_s
+        if source.link_free_s > begin_s:
+            begin_s = source.link_free_s
+        if then.link_free_s > begin_s:
+            begin_s = then.link_free_s
+        prompt, link = self.requests.prompt[request], self.link
+        rest_s = prompt * link.s_per_token if link.layers == 1 else link.rest_s(prompt, now_s - source.began_s)
+        source.link_free_s = then.link_free_s = done_s = begin_s + rest_s
+        there_s = done_s + link.latency_s
+        if there_s < self.until_s:
+            self.requests.replica[request] = then.number
+        source.releases.append((there_s, self.prompt_blocks[request]))
+        then.coming.append((there_s, request))
+        if then.busy:
+            if there_s < then.now_s:
+                then.cut(there_s)
+                self.due[then.number] = self._due_s(then)
+        elif there_s < self.due[then.number] and (then.waiting or self.in_order):
+            self.due[then.number] = there_s

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plimsoll.core.errors import InputError, UnknownNameError
+from plimsoll.engine.andes_ranking import Ranking
 from plimsoll.engine.general_plan import INFINITE, UNLIMITED, Chunk, Eviction, GeneralPlan, GeneralPolicy
 from plimsoll.engine.general_rules import latest_to_evict, longest_sequence, watermark_blocks
 
@@ -72,8 +73,15 @@ class Andes(GeneralPolicy):
         self.preemption, self.swap_block_s = preemption, swap_block_s
         self.max_preemptions, self.candidates = max_preemptions, candidates
         self.next_decision_s = 0.0
-        self.chosen: set[int] = set()  # of the last decision, and not running yet
-        self.barred: set[int] = set()
+        self.barred = False  # whether anybody was left out by the last decision
+        self._chosen: set[int] = set()  # of the last decision, and not running yet
+        self._first: list[int] = []  # those of them who wait
+        self._back: list[int] = []  # who may come back from host memory, in order
+        self._left_out: set[int] = set()  # who waits and may not come in
+        self._ranking = Ranking(interval_s, config.block_size)
+        self._known, self._is_stale = -1, False
+        self._again: set[int] = set()
+        self._due_s: dict[int, float] = {}
         self._prompts = GeneralPlan(decode=False)
         self._decodes = GeneralPlan(holds=UNLIMITED, spare=1)
 
@@ -87,21 +95,25 @@ class Andes(GeneralPolicy):
         if view.num_decode and view.free_blocks - view.decode_need < 1:
             victims = latest_to_evict(view)
             if victims:
+                self._is_stale = True
                 return GeneralPlan(evict=tuple((request, "recompute", "own") for request in victims))
-        if view.now_s >= self.next_decision_s and (view.waiting or view.swapped):
+        waits = bool(view.waiting or view.swapped)
+        if waits and view.now_s >= self.next_decision_s:
             self.next_decision_s = view.now_s + self.interval_s
             decision = self._decide(view)
             if decision is not None:
                 return decision
         plan = self._more(view)
         if plan is None and self.barred and not view.running:
-            self.barred.clear()  # better those than nobody
+            self.barred = False  # better those than nobody
+            self._left_out.clear()
+            self._back = sorted(view.swapped, key=lambda request: (request not in self._chosen, request))
             plan = self._more(view)
         if plan is not None:
             return plan
         decodes = self._decodes
-        waits = bool(view.waiting or view.swapped)
-        decodes.wakes_on_arrival = not waits or bool(self.barred)  # whoever comes may pass those who must wait
+        decodes.wakes_on_arrival = not waits or self.barred  # whoever comes may pass those who must wait
+        decodes.wakes_within = 0 if waits and self.barred and self._next_in_turn(view) else -1
         decodes.until_s = self.next_decision_s if waits else INFINITE
         return decodes
 
@@ -110,9 +122,9 @@ class Andes(GeneralPolicy):
         seats = self.seats - len(view.running)
         if seats <= 0 or view.free_blocks <= self.watermark:
             return None
-        back = self._swap_in(view, view.free_blocks - view.decode_need - self.watermark, seats)
-        if back:
-            return GeneralPlan(swap_in=back)
+        if self._back:  # while others may swap in, nobody new comes in
+            back = self._swap_in(view, view.free_blocks - view.decode_need - self.watermark, seats)
+            return GeneralPlan(swap_in=back) if back else None
         chunks = self._admissions(view, seats)
         if not chunks:
             return None
@@ -120,82 +132,114 @@ class Andes(GeneralPolicy):
         plan.chunks = chunks
         return plan
 
+    # -- decisions -------------------------------------------------------------------------------------------------
+
     def _decide(self, view: GeneralState) -> GeneralPlan | None:
         """Hand memory out by gain per token; None if nobody is to move."""
-        requests, size, running = view.requests, view.block_size, view.running
-        tokens: dict[int, int] = {request: view.cached_tokens(request) for request in running}
-        tokens.update(view.swapped)
-        in_place = len(tokens)
-        for request in islice(view.waiting, self.candidates):
-            tokens[request] = requests.target[request]
-        room, seats = view.num_blocks - self.watermark, self.seats
-        chosen = {request for request in running if requests.preemptions[request] >= self.max_preemptions}
-        room -= sum(tokens[request] // size + 1 for request in chosen)
-        seats -= len(chosen)
-        for request in self._ranked(view, tokens, in_place):
-            if room <= 0 or seats <= 0:
-                break
-            blocks = tokens[request] // size + 1
-            if blocks <= room and request not in chosen:
-                chosen.add(request)
-                room -= blocks
-                seats -= 1
-        gone = sorted(request for request in running if request not in chosen)
-        self.chosen = chosen.difference(running)
-        waiting = islice(tokens.items(), in_place, None)
-        self.barred = {r for r, count in waiting if r not in chosen and count > requests.prompt[r]}
-        self.barred.update(view.swapped.keys() - chosen, gone)
+        self._look_at_queue(view)
+        running, preemptions, most = view.running, view.requests.preemptions, self.max_preemptions
+        prompt, due_s, per_token_s = view.requests.prompt, self._due_s, 1 / self.tokens_per_s
+        movable = [request for request in running if preemptions[request] < most]
+        tokens = view.cached_tokens_of(movable)
+        horizon_s = view.now_s + self.interval_s
+        waits_s = [
+            horizon_s - (due_s[request] + (count - prompt[request] + 1) * per_token_s)
+            for request, count in zip(movable, tokens, strict=True)
+        ]
+        free = view.free_blocks - view.decode_need - self.watermark
+        candidates = zip(movable, tokens, waits_s, strict=True)
+        gone, taken = self._ranking.share(list(candidates), free, self.seats - len(running), horizon_s)
+        gone.sort()
+        self._chosen = set(taken)
+        self._back = sorted(request for request in taken if request in view.swapped)
+        self._first = sorted(request for request in taken if request not in view.swapped)
+        self._left_out = self._again - self._chosen
+        self.barred = bool(gone or self._left_out) or len(self._back) < len(view.swapped)
         if not gone:
             return None
+        count_of = dict(zip(movable, tokens, strict=True))
+        free += sum(count_of[request] // view.block_size + 1 for request in gone)
+        if self.preemption == "recompute":
+            self._is_stale = True
+            self._left_out.update(gone)
+        else:
+            for request in gone:
+                self._add(view, request, count_of[request], 1)
         evict: tuple[Eviction, ...] = tuple((request, self.preemption, "own") for request in gone)
-        free = view.free_blocks + sum(view.held_blocks(request) for request in gone)
-        free -= view.decode_need - sum(1 for request in gone if not view.cached_tokens(request) % size) + self.watermark
-        back = self._swap_in(view, free, self.seats - len(running) + len(gone))
-        return GeneralPlan(evict=evict, swap_in=back)
+        return GeneralPlan(evict=evict, swap_in=self._swap_in(view, free, self.seats - len(running) + len(gone)))
 
-    def _ranked(self, view: GeneralState, tokens: dict[int, int], in_place: int) -> list[int]:
-        """Requests by gain per KV token: the share of the time until the next decision that a user would spend waiting.
+    def _look_at_queue(self, view: GeneralState) -> None:
+        """Let those be ranked who have come up to the head of the queue since the last decision."""
+        waiting, target, prompt = view.waiting, view.requests.target, view.requests.prompt
+        if self._is_stale:  # somebody has come back to the queue, with more to compute
+            self._is_stale, self._known = False, -1
+            self._ranking.clear()
+            self._again.clear()
+            for request, tokens in view.swapped.items():
+                self._add(view, request, tokens, 1)
+        at = min(len(waiting), self.candidates) - 1
+        known = self._known
+        if at >= 0:
+            self._known = waiting[at]
+        while at >= 0 and (request := waiting[at]) > known:
+            self._add(view, request, target[request], 0)
+            if target[request] > prompt[request]:
+                self._again.add(request)
+            at -= 1
 
-        The first `in_place` of `tokens` have these tokens in a cache (one fewer than prompt and answer so far), the
-        others would have to compute them. Among equals those who run stay: moving them would gain nothing.
+    def _add(self, view: GeneralState, request: int, tokens: int, in_place: int) -> None:
+        """Let somebody be ranked who does not run.
+
+        With these tokens in a cache (one fewer than prompt and answer so far), or with all of them to compute.
         """
-        num = len(tokens)
-        requests = np.fromiter(tokens, np.int64, num)
-        counts = np.fromiter(tokens.values(), np.int64, num)
-        arrival_s = np.fromiter(map(view.arrival_s.__getitem__, tokens), np.float64, num)
-        prompt = np.fromiter(map(view.requests.prompt.__getitem__, tokens), np.int64, num)
+        due_s = self._due_s.get(request)
+        if due_s is None:
+            due_s = self._note_due(view, request)
+        answered = tokens - view.requests.prompt[request] + in_place
+        busy_s = due_s + answered * (1 / self.tokens_per_s)
+        self._ranking.add(request, tokens, busy_s, view.now_s + self.interval_s)
+
+    def _note_due(self, view: GeneralState, request: int) -> float:
+        """When the first token of a request is due."""
         targets_s = view.requests.workload.ttft_target_s
-        target_s = self.ttft_s if targets_s is None else targets_s[requests]
-        place = np.arange(num)
-        answered = counts - prompt + (place < in_place)
-        waits_s = (view.now_s + self.interval_s) - (arrival_s + target_s + answered * (1 / self.tokens_per_s))
-        gain = np.clip(waits_s, 0.0, self.interval_s) / counts
-        # Those who run are the first of `tokens`.
-        order: list[int] = requests[np.lexsort((requests, place >= len(view.running), -gain))].tolist()
-        return order
+        target_s = self.ttft_s if targets_s is None else float(targets_s[request])
+        due_s = self._due_s[request] = view.arrival_s[request] + target_s
+        return due_s
+
+    # -- who comes in ----------------------------------------------------------------------------------------------
 
     def _swap_in(self, view: GeneralState, free: int, seats: int) -> tuple[int, ...]:
         """Whoever may come back, those chosen first, then by arrival."""
-        back: list[int] = []
-        wanted = sorted((r not in self.chosen, r) for r in view.swapped.keys() - self.barred)
-        for _, request in wanted[: max(seats, 0)]:
+        count = 0
+        for request in self._back[: max(seats, 0)]:
             free -= -(-view.swapped[request] // view.block_size) + 1
             if free < 0:
                 break
-            back.append(request)
-        self.chosen.difference_update(back)
-        return tuple(back)
+            count += 1
+        back, self._back = tuple(self._back[:count]), self._back[count:]
+        self._chosen.difference_update(back)
+        for request in back:
+            self._ranking.drop(request)
+        return back
+
+    def _next_in_turn(self, view: GeneralState) -> bool:
+        """Whether somebody waits who may come in, and before whom nobody else may."""
+        if self._back or self._first or (view.waiting and view.waiting[0] not in self._left_out):
+            return True
+        return any(request not in self._left_out for request in islice(view.waiting, self.candidates))
 
     def _admissions(self, view: GeneralState, seats: int) -> list[Chunk]:
-        """Prompts of those chosen first, then by arrival, as vLLM v0 takes them; none while others may swap in."""
-        if view.swapped.keys() - self.barred:
-            return []
-        first = sorted(r for r in self.chosen if r not in view.swapped)
-        others = (r for r in islice(view.waiting, self.candidates) if r not in self.chosen and r not in self.barred)
+        """Prompts of those chosen first, then by arrival, as vLLM v0 takes them."""
+        first, chosen, left_out = self._first, self._chosen, self._left_out
         size, target = view.block_size, view.requests.target
         free, budget = view.free_blocks - self.watermark, self.budget
+        if first or view.waiting:
+            request = first[0] if first else view.waiting[0]
+            if -(-target[request] // size) > free and (first or request not in left_out):
+                return []
+        others = (r for r in islice(view.waiting, self.candidates) if r not in chosen and r not in left_out)
         chunks: list[Chunk] = []
-        for request in chain(first, others):
+        for request in chain(first, others) if first else others:
             tokens = target[request]
             free += -tokens // size
             budget -= tokens
@@ -203,5 +247,12 @@ class Andes(GeneralPolicy):
                 break
             chunks.append((request, tokens))
             seats -= 1
-        self.chosen.difference_update(request for request, _ in chunks)
+        for request, _ in chunks:
+            if request not in self._due_s:
+                self._note_due(view, request)
+            self._ranking.drop(request)
+        if first or self._again:
+            self._first = first[len(chunks) :]
+            chosen.difference_update(request for request, _ in chunks)
+            self._again.difference_update(request for request, _ in chunks)
         return chunks

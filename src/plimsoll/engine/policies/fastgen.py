@@ -49,6 +49,7 @@ class Fastgen(GeneralPolicy):
         self._until_arrival = GeneralPlan(holds=UNLIMITED)
         self._until_finish = GeneralPlan(holds=UNLIMITED, wakes_on_arrival=False)
         self._chunks_plan = GeneralPlan(wakes_on_arrival=False)
+        self._chunks_plan.then_fill = self.budget
         self._fill_plan = GeneralPlan(wakes_on_arrival=False, fill=self.budget)
 
     def plan(self, view: GeneralState, /) -> GeneralPlan:
@@ -56,21 +57,22 @@ class Fastgen(GeneralPolicy):
         free = view.free_blocks - view.decode_need
         if free < 0:
             return self._short_of_blocks(view)
-        seats = self.seats - len(view.running)
-        if not view.prefilling and (not seats or not view.waiting):
+        seats, prefilling = self.seats - len(view.running), view.prefilling
+        if not prefilling and (not seats or not view.waiting):
             return self._until_arrival if seats else self._until_finish
-        chunks = self._prompts(view, self.budget - view.num_decode, free, seats)
+        budget = self.budget - view.num_decode
+        chunks = self._prompts(view, budget, free, seats)
         if not chunks:
-            return self._until_finish if view.num_decode else self._flush(view)
+            return self._until_finish if budget < self.budget else self._flush(view)
+        plan = self._chunks_plan
         request, tokens = chunks[0]
-        done = view.prefilling.get(request, 0)
-        left = view.requests.target[request] - done
-        if len(chunks) == 1 and tokens == self.budget - view.num_decode and tokens < left:
-            plan = self._fill_plan
-            plan.holds = (left - 1) // tokens
-            plan.spare = -(-(done + left) // view.block_size)  # enough that the rest of the prompt still fits
-        else:
-            plan = self._chunks_plan
+        if tokens == budget:  # it is the only one
+            total = view.requests.target[request]
+            left = total - prefilling.get(request, 0)
+            if tokens < left:
+                plan = self._fill_plan
+                plan.holds = (left - 1) // tokens
+                plan.spare = -(-total // view.block_size)  # enough that the rest of the prompt still fits
         plan.chunks = chunks
         return plan
 
@@ -84,15 +86,19 @@ class Fastgen(GeneralPolicy):
             length = target[request]
             if -(-length // size) - -(-done // size) > free:
                 return chunks
-            tokens = min(length - done, budget)
+            tokens = length - done
+            if tokens > budget:
+                tokens = budget
             chunks.append((request, tokens))
             budget -= tokens
             free += -(done + tokens) // size - -done // size
         for request in view.waiting:
-            length = target[request]
-            if not budget or not seats or -(-length // size) > free:
+            if not budget or not seats:
                 break
-            tokens = min(length, budget)
+            length = target[request]
+            if -(-length // size) > free:
+                break
+            tokens = length if length < budget else budget
             chunks.append((request, tokens))
             budget -= tokens
             free += -tokens // size
@@ -101,20 +107,13 @@ class Fastgen(GeneralPolicy):
 
     def _short_of_blocks(self, view: GeneralState) -> GeneralPlan:
         """Decodes that need a block and find none wait; if that is everybody, and no prompt can go on, flush one."""
-        size, free = view.block_size, view.free_blocks
-        pause = []
-        for request in view.running:
-            if request in view.prefilling or view.cached_tokens(request) % size:
-                continue
-            if free:
-                free -= 1
-            else:
-                pause.append(request)
+        pause = view.decodes_in_need()[view.free_blocks :]
         running = view.num_decode - len(pause)
-        chunks = self._prompts(view, self.budget - running, free, self.seats - len(view.running))
+        chunks = self._prompts(view, self.budget - running, 0, self.seats - len(view.running))
         if not running and not chunks:
             return self._flush(view)
-        return GeneralPlan(chunks, pause=tuple(pause))
+        # Prompts that were refused although the pass has room need blocks, as those who pause do.
+        return GeneralPlan(chunks, pause=tuple(pause), all_wait=not chunks and running < self.budget)
 
     def _flush(self, view: GeneralState) -> GeneralPlan:
         decodes = [request for request in view.running if request not in view.prefilling]

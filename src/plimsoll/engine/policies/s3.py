@@ -46,6 +46,7 @@ class S3(GeneralPolicy):
 
     memory = "fixed"
     keyed = True
+    numbered = True
 
     def __init__(
         self,
@@ -109,11 +110,11 @@ class S3(GeneralPolicy):
         if not view.outgrown and not view.swapped:
             seats = self.seats - len(view.running)
             if not view.waiting or seats <= 0:
-                return self._until_arrival if seats > 0 else self._until_finish
+                return self._until_fitting(view) if seats > 0 else self._until_finish
             chunks = self._largest_that_fit(view, view.free_blocks, seats)
             if not chunks:
                 # NOTE: somebody small may arrive and fit, so unlike in first-come queues arrivals do count.
-                return self._until_arrival
+                return self._until_fitting(view)
             plan = self._chunks_plan
             plan.chunks = chunks
             return plan
@@ -134,9 +135,14 @@ class S3(GeneralPolicy):
             return self._until_finish
         return GeneralPlan(chunks, evict=evict, swap_in=tuple(back))
 
+    def _until_fitting(self, view: GeneralState) -> GeneralPlan:
+        plan = self._until_arrival
+        plan.wakes_within = view.free_blocks
+        return plan
+
     def _largest_that_fit(self, view: GeneralState, free: int, seats: int) -> list[Chunk]:
         """Decreasing first fit over the queue, which is sorted."""
-        requests, waiting, keys = view.requests, view.waiting, self._keys
+        target, waiting, keys = view.requests.target, view.waiting, self._keys
         first_from = getattr(waiting, "first_from", None) or _first_from(waiting, keys)
         chunks: list[Chunk] = []
         at, num_waiting = 0, len(waiting)
@@ -145,7 +151,7 @@ class S3(GeneralPolicy):
             if at == num_waiting:
                 break
             request = waiting[at]
-            chunks.append((request, requests.target[request]))
+            chunks.append((request, target[request]))
             free += keys[request]
             seats -= 1
             at += 1
@@ -156,5 +162,5 @@ class S3(GeneralPolicy):
 
 
 def _first_from(waiting: Sequence[int], keys: Sequence[int]) -> Callable[[int, int], int]:
-    """`SortedQueue.first_from` of a queue that is any sorted sequence."""
+    """`NumberQueue.first_from` of a queue that is any sorted sequence."""
     return lambda key, low: bisect_left(waiting, key, lo=low, key=keys.__getitem__)

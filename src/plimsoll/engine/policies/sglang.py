@@ -116,6 +116,7 @@ class Sglang(GeneralPolicy):
         self._batches: list[tuple[bool, list[int], bool, int, int]] = [(False, [], False, 0, 0)]
         self._decoding = self.is_cut = self._slow = False
         self._is_plain = False
+        self.room_tokens = 0.0  # at the last step: free, and not taken to be needed
         self._budget = PrefillBudget(self)
         self._prompts = GeneralPlan(decode=self.mixed, wakes_on_arrival=False)
         self._until_arrival = GeneralPlan(holds=UNLIMITED)
@@ -143,6 +144,7 @@ class Sglang(GeneralPolicy):
         if cached or self.mixed:
             self.turn = {}
         self._is_plain = not (cached or self.mixed or self.order)
+        self._until_finish.then_once = model.num_stages == 1
         if model.num_stages > 1:
             self._is_plain = False
             self.seats = max(self.seats // model.num_stages, 1)
@@ -152,6 +154,11 @@ class Sglang(GeneralPolicy):
         kind = RadixReplica if model.num_stages == 1 else RadixPipeline
         self.tree = kind(requests, config, model, cast("Policy", self), number, observer)
         return self.tree
+
+    def goes_on(self) -> None:
+        """The next decode step begins without those who ended in the last one."""
+        self.ghosts.clear()
+        self.full = False
 
     def entered(self, batch: int, /) -> None:
         """Each stage has a batch of its own: whether it is full, who still has a seat in it, and what it did last."""
@@ -170,15 +177,22 @@ class Sglang(GeneralPolicy):
         if not view.seated and view.now_s > self._last_end_s(view):
             self._went_idle()
         if view.prefilling or (view.waiting and not self.full):
-            chunks = self._take_prompts(view)
-            if chunks:
-                return self._prompt_step(view, chunks)
+            if self._is_plain:
+                chunks = take_at_once(self, view)
+                if chunks:
+                    return self._plain_prompt_step(view, chunks)
+            else:
+                chunks = self._take_prompts(view)
+                if chunks:
+                    return self._prompt_step(view, chunks)
         if self.ghosts:
             self.ghosts.clear()
             self.full = False
-        retracted: tuple[int, ...] = ()
-        if self._is_short(view):
-            retracted = self._retract(view)
+        if self.tree is not None:
+            is_short = self._is_short(view)
+        else:
+            is_short = view.free_blocks < lane.hist[-len(lane.ends) % self.size]
+        retracted = self._retract(view) if is_short else ()
         if not lane.num:
             return self._without_decodes(view, retracted)
         self._decoding, self._mark = True, len(lane.ends)
@@ -230,16 +244,23 @@ class Sglang(GeneralPolicy):
             return GeneralPlan(chunks, decode=self.mixed, wakes_on_arrival=False, evicted=retracted)
         plan = self._prompts
         plan.chunks, plan.holds = chunks, 1
-        if self._is_plain and self.is_cut and chunks[0][1] == self.chunk_size:
-            plan.holds = self._chunks_alike(view, chunks[0][0])
         return plan
 
-    def _chunks_alike(self, view: GeneralState, request: int) -> int:
-        """For how many steps a prompt gets a whole chunk and is not complete, while nothing else changes."""
-        chunk = self.chunk_size
-        left: int = view.requests.target[request] - view.prefilling.get(request, 0)
-        memory = view.free_blocks * self.size - self.likely_tokens(view)
-        return max(min((left - 1) // chunk, int(memory // chunk)), 1)
+    def _plain_prompt_step(self, view: GeneralState, chunks: list[Chunk]) -> GeneralPlan:
+        """The same in the common case, with the steps in which a prompt gets a whole chunk, all else alike."""
+        plan, spans = self._prompts, self.spans
+        plan.chunks, plan.holds = chunks, 1
+        for request, _ in chunks:
+            self._spans += spans[request]
+        if self.is_cut:
+            self.full = False
+            request, tokens = chunks[-1]
+            self._spans -= spans[request]
+            chunk = self.chunk_size
+            if tokens == chunk:
+                left: int = view.requests.target[request] - view.prefilling.get(request, 0)
+                plan.holds = max(min((left - 1) // chunk, int(self.room_tokens // chunk)), 1)
+        return plan
 
     def _take_turns(self, view: GeneralState, joining: list[int], turn: dict[int, int]) -> None:
         """Give those who complete their prompt a place in the batch."""
@@ -271,8 +292,8 @@ class Sglang(GeneralPolicy):
         if seats <= 0 and not prefilling:
             self.full = True
             return []
-        if self._is_plain and not prefilling:
-            return take_at_once(self, view, seats)
+        if self._is_plain:
+            return take_at_once(self, view)
         if self.order is not None and waiting:
             self.order.apply(waiting, view.requests, self.tree)
         budget = self._budget

@@ -17,6 +17,7 @@ class LeastPendingTokens:
     """Sees what is in place at the arrival; tokens of a step under way count as done. Ties: the lowest number."""
 
     needs_state = True
+    counts_tokens = True
 
     def choose(self, fleet: Fleet, request: int, now_s: float, /) -> int:
         """The replica with the least work left at `now_s`."""

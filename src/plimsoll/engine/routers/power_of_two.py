@@ -14,17 +14,18 @@ class PowerOfTwo:
 
     needs_state = True
     counts_requests = True
+    looks_at_few = True
 
     def __init__(self, *, seed: int) -> None:
         self._draw = random.Random(seed).random
+        self._count = 0
 
     def choose(self, fleet: Fleet, request: int, now_s: float, /) -> int:
         """The less loaded of two."""
         del request, now_s
-        count = len(fleet)
+        count = self._count = self._count or len(fleet)
         if count == 1:
             return 0
-        first = int(self._draw() * count)
-        second = int(self._draw() * (count - 1))
-        second += second >= first
-        return second if fleet.load(second) < fleet.load(first) else first
+        draw = self._draw
+        first, second = int(draw() * count), int(draw() * (count - 1))
+        return fleet.fewer(first, second + 1 if second >= first else second)

@@ -14,7 +14,7 @@ Ties go to the less loaded, then to the lowest number. Workloads without content
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ class PrefixAware:
     ) -> None:
         self._min_match, self._max_lead, self._max_ratio = min_match, max_lead, max_ratio
         self._ids = workload.prompt_block_ids
+        self.pick = _least if self._ids is None else None
         self._capacity = 0
-        self._memories: list[OrderedDict[int, None]] = []
+        self._memories: list[Memory] = []
         if self._ids is not None:
             assert workload.prompt_block_offsets is not None
             assert workload.block_tokens is not None
@@ -59,32 +60,66 @@ class PrefixAware:
         """Where the prompt's beginning is, or where there is room."""
         del now_s
         loads = fleet.loads()
+        if self._ids is None:
+            return _least(loads)
         least = min(loads)
         chosen = loads.index(least)
-        if self._ids is None:
-            return chosen
         if not self._memories:
-            self._memories = [OrderedDict() for _ in loads]
+            self._memories = [Memory(self._capacity) for _ in loads]
         ids = self._ids[self._offsets[request] : self._offsets[request + 1]].tolist()
-        most = max(loads)
+        most, first = max(loads), ids[0] if ids else -1
         if most - least <= self._max_lead or most <= self._max_ratio * least:
-            matches = [_match(memory, ids) for memory in self._memories]
+            matches = [memory.match(ids) if first in memory.last else 0 for memory in self._memories]
             longest = max(matches)
             if longest and longest >= self._min_match * len(ids):
                 chosen = min((k for k, match in enumerate(matches) if match == longest), key=loads.__getitem__)
-        self._remember(self._memories[chosen], ids)
+        self._memories[chosen].remember(ids)
         return chosen
 
-    def _remember(self, memory: OrderedDict[int, None], ids: list[int]) -> None:
-        for content in reversed(ids):  # the end of a prompt is forgotten before its beginning
-            memory[content] = None
-            memory.move_to_end(content)
-        while len(memory) > self._capacity:
-            memory.popitem(last=False)
+
+class Memory:
+    """What was sent to one replica: content ids, those that were sent last.
+
+    Every time that an id is sent is a place in one long queue, of which an id's last place counts.
+
+    Attributes:
+        last: for each id that is remembered its last place.
+    """
+
+    __slots__ = ("_capacity", "_head", "_queue", "last")
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._queue: deque[int] = deque()
+        self._head = 0  # place of the first in the queue
+        self.last: dict[int, int] = {}
+
+    def match(self, ids: list[int]) -> int:
+        """How many of a prompt's first ids are remembered."""
+        last = self.last
+        for count, content in enumerate(ids):
+            if content not in last:
+                return count
+        return len(ids)
+
+    def remember(self, ids: list[int]) -> None:
+        """A prompt is sent. Its end is forgotten before its beginning, so the latter counts as sent later."""
+        queue, last, capacity = self._queue, self.last, self._capacity
+        backwards, place = ids[::-1], self._head + len(queue)
+        queue.extend(backwards)
+        last.update(zip(backwards, range(place, place + len(ids)), strict=True))
+        while len(last) > capacity:
+            content = queue.popleft()
+            if last[content] == self._head:
+                del last[content]
+            self._head += 1
+        if len(queue) > 4 * capacity + 1000:  # what was sent again and again has left many places behind
+            kept = sorted(last, key=last.__getitem__)
+            self._head = place = self._head + len(queue)
+            self._queue = deque(kept)
+            self.last = dict(zip(kept, range(place, place + len(kept)), strict=True))
 
 
-def _match(memory: OrderedDict[int, None], ids: list[int]) -> int:
-    for count, content in enumerate(ids):
-        if content not in memory:
-            return count
-    return len(ids)
+def _least(loads: list[int]) -> int:
+    """What is left of the rule without content ids."""
+    return loads.index(min(loads))

@@ -6,22 +6,52 @@ count are built from read token 0 upwards and kept, so that every question insid
 Read tokens. A composition may fold them in another unit than its inner model: `unit` of ours are one of the inner's.
 Where it keeps fewer tokens of a decode than of a prefill, `prefill_attention_layers` says how chunks fold; an engine
 that does not ask for it folds chunks like decodes, and so leaves out the attention of a prompt beyond the window.
+
+The longest decode. An inner model that asks for it (`core.step.LongestStepModel`) is told, where the composition's
+decodes are the inner model's: as many, each as long. Elsewhere they count as equally long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 from plimsoll.core.source import Source, weakest
-from plimsoll.core.step import AttentionLayers, StepCost, StepShape
+from plimsoll.core.step import FULL_ATTENTION, AttentionLayers, StepCost, StepShape
 from plimsoll.perf.build import DescribedStepModel
 from plimsoll.perf.compositions._split import Split, split_of
 from plimsoll.perf.tabulated import UNBOUNDED, Line
 
 Args = tuple[int, int, int, int, int, int, int]
 """The arguments of `core.step.StepModel.step_s`, in order."""
+
+
+class Told:
+    """An inner model that asks for the longest decode, told that of the step that is asked about.
+
+    Attributes:
+        longest: KV tokens of the longest decode.
+    """
+
+    def __init__(self, inner: DescribedStepModel) -> None:
+        self._inner: Any = inner
+        self.longest = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also while it is unpickled
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def step_s(self, *args: int) -> float:
+        """Seconds of one step; arguments as of `core.step.StepModel.step_s`."""
+        seconds: float = self._inner.step_s(*args, self.longest if args[5] else 0)
+        return seconds
+
+    def decode_line(self, num_decode: int, decode_read_tokens: int, /) -> Line:
+        """The line of the same decodes from now on."""
+        line: Line = self._inner.decode_line(num_decode, decode_read_tokens, self.longest if num_decode else 0)
+        return line
 
 
 class Composed:
@@ -60,6 +90,14 @@ class Composed:
         )
         self._pieces: dict[int, list[Line]] = {}
         self._split: Split | None = None
+        self._told: Told | None = None
+        same = self.same_decodes and self._read == 1 and self._layers == FULL_ATTENTION
+        if same and getattr(inner, "needs_longest", False):
+            self._told = Told(inner)
+            self.inner = cast(DescribedStepModel, self._told)
+
+    same_decodes = True
+    """Whether the inner model is asked about as many decodes as there are."""
 
     # What a composition overrides --------------------------------------------------------------------------------
 
@@ -97,6 +135,11 @@ class Composed:
         return self.inner.num_stages
 
     @property
+    def needs_longest(self) -> bool:
+        """Whether the engine is to tell the longest decode; see `core.step.LongestStepModel`."""
+        return self._told is not None
+
+    @property
     def draw_bursts(self) -> Any:
         """What tokens that come together are drawn from, if the model inside speculates; else None."""
         return getattr(self.inner, "draw_bursts", None)
@@ -110,12 +153,15 @@ class Composed:
         num_prefill_done: int,
         num_decode: int,
         decode_read_tokens: int,
+        longest_decode: int = 0,
         /,
     ) -> float:
         """Seconds of one step of one stage; see `core.step.StepModel`."""
         if not prefill_tokens and not num_prefill:
-            line = self.decode_line(num_decode, decode_read_tokens)
+            line = self.decode_line(num_decode, decode_read_tokens, longest_decode)
             return line[0] + line[1] * decode_read_tokens
+        if self._told is not None:
+            self._told.longest = longest_decode
         return self._step_s(
             (
                 prefill_tokens,
@@ -128,8 +174,11 @@ class Composed:
             )
         )
 
-    def decode_line(self, num_decode: int, decode_read_tokens: int, /) -> Line:
+    def decode_line(self, num_decode: int, decode_read_tokens: int, longest_decode: int = 0, /) -> Line:
         """The straight line of decode-only steps around `decode_read_tokens`; see `core.step.StepModel`."""
+        if self._told is not None:
+            self._told.longest = longest_decode
+            return self._next_piece(num_decode, decode_read_tokens)
         pieces = self._pieces.get(num_decode)
         if pieces is None:
             pieces = self._pieces[num_decode] = [self._next_piece(num_decode, 0)]
@@ -163,7 +212,7 @@ class Composed:
 
     def step(self, shape: StepShape, /) -> StepCost:
         """The same time as `step_s`, with energy and source."""
-        time_s = self.step_s(*shape_args(shape))
+        time_s = self.step_s(*shape_args(shape), shape.longest_decode)
         return StepCost(time_s=time_s, energy_j=self.energy_j(shape, time_s), source=self.source)
 
     def energy_j(self, shape: StepShape, time_s: float) -> float | None:

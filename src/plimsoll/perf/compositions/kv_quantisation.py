@@ -59,6 +59,8 @@ def stored_share(request: StepModelRequest, options: Options) -> Fraction:
 class QuantisedCache(Composed):
     """See the module's text."""
 
+    same_decodes = False  # it asks about decodes that read nothing, too
+
     def __init__(self, inner: DescribedStepModel, options: Options, stored: Fraction, least_s: float) -> None:
         super().__init__("kv_quantisation", inner, options, source=Source.ASSUMED, read_share=stored)
         self._least_s = least_s

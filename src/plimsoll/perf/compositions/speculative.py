@@ -60,6 +60,7 @@ class Speculative(Composed):
         draft: StepModel | None,
         draft_reads: float,
     ) -> None:
+        self.same_decodes = False  # each is verified with what was drafted for it
         super().__init__("speculative", inner, options, source=Source.ASSUMED)
         self._acceptance = acceptance
         self._drafted = len(acceptance)
