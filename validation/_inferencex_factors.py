@@ -6,10 +6,13 @@
            + per stream and prompt token + steps · TPOT)
 
 A kernel's log factors: framework on an architecture, framework on a kind of model, framework and model on a GPU,
-architecture at a precision; the others: framework on an architecture, on a kind of model, and with a model. `prompts`
-is what prefill kernels and their launches take beside decodes. `front` is what happens before the engine sees a request
-and between its first token and the client: HTTP, a burst of prompts to tokenise, results that land a step late, one
-event loop for all streams.
+architecture at a precision, and two of the framework's release, in general and on a kind of model, because kernels come
+and go with releases. The others: framework on an architecture, on a kind of model, and with a model; of the front end
+also the release on a kind of model. All are drawn towards none, so that what a level cannot tell is left to the others.
+
+`prompts` is what prefill kernels and their launches take beside decodes. `front` is what happens before the engine sees
+a request and between its first token and the client: HTTP, a burst of prompts to tokenise, results that land a step
+late, one event loop for all streams.
 """
 
 from __future__ import annotations
@@ -64,8 +67,10 @@ def _sum(known: Mapping[str, float], features: Iterable[str]) -> float:
     return sum(known.get(name, 0.0) for name in features)
 
 
-def _model(row: Row) -> str:
-    return row.model.rsplit("/", 1)[-1].removesuffix("_config.json")
+def model_name(row: Row) -> str:
+    """The model's name; DeepSeek-V3, V3.1 and R1 differ in their weights' values alone."""
+    name = row.model.rsplit("/", 1)[-1].removesuffix("_config.json")
+    return "DeepSeek-V3" if name.startswith("DeepSeek") else name
 
 
 def kernel_features(row: Row) -> list[str]:
@@ -74,7 +79,9 @@ def kernel_features(row: Row) -> list[str]:
         f"{row.backend} on {row.architecture}",
         f"{row.backend} with {row.family}",
         f"{row.architecture} at {row.precision}",
-        f"{row.backend} with {_model(row)} on {row.gpu}",
+        f"{row.backend} with {model_name(row)} on {row.gpu}",
+        f"{row.backend} {row.release}",
+        f"{row.backend} {row.release} with {row.family}",
     ]
     return [*found, f"{row.backend} in two pools"] if row.is_disaggregated else found
 
@@ -84,7 +91,7 @@ def prompt_features(row: Row) -> list[str]:
     found = [
         f"{row.backend} on {row.architecture}",
         f"{row.backend} with {row.family}",
-        f"{row.backend} with {_model(row)}",
+        f"{row.backend} with {model_name(row)}",
     ]
     return [*found, f"{row.backend} in two pools"] if row.is_disaggregated else found
 
@@ -94,8 +101,9 @@ def front_features(row: Row) -> list[str]:
     found = [
         f"{row.backend} on {row.architecture}",
         f"{row.backend} with {row.family}",
-        f"{row.backend} with {_model(row)}",
+        f"{row.backend} with {model_name(row)}",
         f"{row.backend} by {row.client}",
+        f"{row.backend} {row.release} with {row.family}",
     ]
     if row.is_disaggregated:
         found.append(f"{row.backend} in two pools")

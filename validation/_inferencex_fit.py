@@ -3,6 +3,9 @@
 Robust regression of log errors with a penalty on every log factor (towards 1): the kernel factors from TPOT, then the
 rest from TTFT. Eight folds of whole deployments inside the tuning half chose the form and the penalties (`--folds`
 prints their errors). Nothing here reads the judging half.
+
+A deployment of the folds is what runs, not what the columns call it: many a measurement stands in the file twice, under
+two names of a model and two ways to write a layout, and must not lie on both sides of a fold.
 """
 
 from __future__ import annotations
@@ -24,16 +27,18 @@ from validation._inferencex_factors import (
     front_features,
     front_terms,
     kernel_features,
+    model_name,
     prompt_features,
 )
-from validation._inferencex_model import Prediction
+from validation._inferencex_model import Prediction, is_mixture
 from validation._inferencex_rows import Row, package_file, read_rows
 from validation.inferencex import errors_of, predict_all
 
 KERNEL_PENALTY, PROMPTS_PENALTY, FRONT_PENALTY = 20.0, 20.0, 2.0
 NUM_FOLDS = 8
 PACKAGE = "https://pypi.org/project/aiconfigurator-core/ 0.12 (Apache-2.0)"
-STEPS, RATE = 4000, 0.02
+SMOOTH, TERMS_PENALTY = 0.05, 0.02
+ROUNDS, LEAST_GAIN, MOST_DAMPING = 60, 1e-6, 1e8
 Pairs = list[tuple[Row, Prediction]]
 Floats = np.ndarray
 
@@ -79,39 +84,45 @@ class _FrontProblem:
         second = first + self.prompts.shape[1]
         return np.exp(x[:first]).reshape(self.num_frameworks, -1), x[first:second], x[second:]
 
-    def loss(self, x: Floats) -> tuple[float, Floats]:
-        """Smoothed absolute log error with penalties, and its gradient."""
+    def loss(self, x: Floats) -> tuple[float, Floats, Floats]:
+        """Smoothed absolute log error with penalties, its gradient, and its curvature as Gauss and Newton have it."""
         terms, prompts, front = self.split(x)
         scale, each = np.exp(self.front @ front), self.size * terms[self.which]
         simulated = self.base * np.exp(self.prompts @ prompts)
         predicted = simulated + scale * each.sum(axis=1)
         error = np.log(predicted / self.measured)
-        smooth = np.sqrt(error * error + 0.01)
-        slope = error / smooth / predicted
-        by_term = (slope * scale)[:, None] * each
-        parts = [by_term[self.which == index].sum(axis=0) for index in range(self.num_frameworks)]
-        first = self.num_frameworks * len(TERMS)
-        gradient = np.concatenate(
-            [
-                np.concatenate(parts) + 0.02 * x[:first],
-                self.prompts.T @ (slope * simulated) + PROMPTS_PENALTY * prompts,
-                self.front.T @ (slope * scale * each.sum(axis=1)) + FRONT_PENALTY * front,
-            ]
-        )
-        penalty = PROMPTS_PENALTY / 2 * (prompts**2).sum() + FRONT_PENALTY / 2 * (front**2).sum()
-        return float(smooth.sum() + penalty + 0.01 * (x[:first] ** 2).sum()), gradient
+        weight = 1 / np.sqrt(error * error + SMOOTH**2)
+        by_term = [np.where((self.which == i)[:, None], scale[:, None] * each, 0) for i in range(self.num_frameworks)]
+        parts = [*by_term, self.prompts * simulated[:, None], self.front * (scale * each.sum(axis=1))[:, None]]
+        slopes = np.concatenate(parts, axis=1) / predicted[:, None]
+        penalty = self._penalty()
+        gradient = slopes.T @ (weight * error) + penalty * x
+        curvature = (slopes * weight[:, None]).T @ slopes + np.diag(penalty)
+        return float((1 / weight).sum() + (penalty * x * x).sum() / 2), gradient, curvature
+
+    def _penalty(self) -> Floats:
+        """Of each unknown."""
+        nums = self.num_frameworks * len(TERMS), self.prompts.shape[1], self.front.shape[1]
+        return np.repeat([TERMS_PENALTY, PROMPTS_PENALTY, FRONT_PENALTY], nums)
 
     def solve(self) -> Floats:
-        """Gradient descent with momentum and per-parameter steps (Kingma and Ba 2015), the step shrinking to zero."""
+        """Damped steps of Gauss and Newton on reweighted squares (Levenberg 1944, Marquardt 1963)."""
         num = self.num_frameworks * len(TERMS)
         x = np.concatenate([np.full(num, -0.5), np.zeros(self.prompts.shape[1] + self.front.shape[1])])
-        mean, square = np.zeros_like(x), np.zeros_like(x)
-        for step in range(1, STEPS + 1):
-            _, gradient = self.loss(x)
-            mean = 0.9 * mean + 0.1 * gradient
-            square = 0.999 * square + 0.001 * gradient**2
-            scaled = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
-            x = x - RATE * (1 - step / (STEPS + 1)) * scaled
+        loss, gradient, curvature = self.loss(x)
+        damping, eye = 1.0, np.eye(len(x))
+        for _ in range(ROUNDS):
+            before = loss
+            while damping < MOST_DAMPING:
+                candidate = x - np.clip(np.linalg.solve(curvature + damping * eye, gradient), -1, 1)
+                found = self.loss(candidate)
+                if found[0] < loss:
+                    x, (loss, gradient, curvature) = candidate, found
+                    damping /= 4
+                    break
+                damping *= 4
+            if before - loss <= LEAST_GAIN * before:
+                break
         return x
 
 
@@ -157,16 +168,23 @@ def _rounded(values: Any) -> dict[str, float]:
     return {name: float(f"{value:.3g}") for name, value in sorted(values.items())}
 
 
+def what_runs(row: Row) -> str:
+    """A row's deployment, the same for all its names and layouts; for pools apart the columns, which agree."""
+    if row.is_disaggregated:
+        return row.deployment.replace("DeepSeek-R1", "DeepSeek-V3")
+    cut = row.cut(is_mixture=is_mixture(row))
+    return f"{model_name(row)}|{row.gpu}|{row.backend}|{row.precision}|{cut.tp}|{cut.dp}|{cut.ep}"
+
+
 def fold_errors(pairs: Pairs) -> tuple[float, float]:
     """Median absolute errors of TPOT and TTFT on folds of whole deployments that the fit has not seen."""
-
-    def fold(row: Row) -> int:
-        return int(hashlib.sha1(("fold" + row.deployment).encode()).hexdigest(), 16) % NUM_FOLDS
-
+    folds = {
+        row.id: int(hashlib.sha1(("fold" + what_runs(row)).encode()).hexdigest(), 16) % NUM_FOLDS for row, _ in pairs
+    }
     tpot, ttft = [], []
     for number in range(NUM_FOLDS):
-        factors = fit([pair for pair in pairs if fold(pair[0]) != number])
-        held = [pair for pair in pairs if fold(pair[0]) == number]
+        factors = fit([pair for pair in pairs if folds[pair[0].id] != number])
+        held = [pair for pair in pairs if folds[pair[0].id] == number]
         for _, ttft_error, tpot_error in errors_of([r for r, _ in held], {r.id: p for r, p in held}, factors):
             tpot.append(abs(tpot_error))
             ttft.append(abs(ttft_error))

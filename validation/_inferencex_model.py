@@ -1,12 +1,13 @@
 """What we predict for one measured row, before any fitted factor: simulation of the client where prompts and answers
-share their GPUs, a two-pool approximation where they do not.
+share their GPUs; where they do not, of two pools with the mean prompt.
 
 The client: lengths uniform in [0.8, 1] × nominal, 10 prompts per user, everything at once under a concurrency cap; the
 reported figures are means over all requests, the initial burst included (on the vLLM rows of Llama-3.1-70B on Hopper
 the simulated mean TTFT is 6 % off with no factor at all, the median a factor of two). Engines are started as the
 public scripts start them (`inferencex_recipes.toml`) and schedule by rules of their own (`_policies`); an API server
 stands before them (`_inferencex_serve`). Steps come from the roofline; on Hopper with fp4 weights from the measured
-tables, whose kernels for such experts the roofline's do not follow. No host time in a step: it hides behind the GPU.
+tables, whose kernels for such experts the roofline's do not follow. Host time in a step hides behind the GPU, but where
+kernels of prompts are launched more slowly than they run (`_inferencex_launch`).
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ from plimsoll.perf.overheads import load_overheads
 from plimsoll.perf.roofline import Roofline
 from plimsoll.perf.silicon import Silicon, SiliconOptions
 from plimsoll.planner.sizing import engine_config
+from validation._inferencex_launch import LaunchedPrompts
+from validation._inferencex_pools import Pools, simulate_pools
 from validation._inferencex_recipes import Recipe, recipe_of
 from validation._inferencex_rows import Row, number
 from validation._inferencex_serve import ApiServer, serve
 
 PROMPTS_PER_USER = 10
 MOST_REQUESTS = 3000
+MOST_POOLED, FEWEST_TURNS = 2000, 2
 SHORTEST = 0.8
 MEMORY_BUDGET_TOKENS = 8192
 POLICIES = Path(__file__).with_name("_policies")
@@ -123,7 +127,8 @@ def _simulated(row: Row) -> Prediction:
     stretch = _drafting(row, steps, recipe)
     config = _engine(row, _memory(row, cut, recipe), cut, recipe, stretch)
     workload = client_workload(row, recipe)
-    run = serve(workload, config, steps, _api_server(row.backend))
+    launched = LaunchedPrompts(steps, recipe.prompt_launch_s * model_of(row.model).num_layers)
+    run = serve(workload, config, launched, _api_server(row.backend))
     answered = np.flatnonzero(run.status == Status.FINISHED)
     if not len(answered):
         raise InfeasibleError(f"{row.id}: no request fits", "memory")
@@ -171,7 +176,9 @@ def _engine(row: Row, memory: MemoryPlan, cut: Parallelism, recipe: Recipe, stre
     options: dict[str, str | int | float | bool]
     name, budget = "vllm-v1", recipe.token_budget
     options = {"async_scheduling": recipe.async_scheduling} if cut.dp == 1 else {}
-    if row.backend == "sglang":
+    if recipe.mixed_chunk:
+        name, options = "sglang", {"enable_mixed_chunk": True, "disable_radix_cache": True}
+    elif row.backend == "sglang":
         name, options = str(POLICIES / "prompts_first.py"), {"recv_interval": recipe.recv_interval}
     elif row.backend == "trtllm":
         name, budget = str(POLICIES / "prompts_wait.py"), max(budget, row.prompt_tokens + row.concurrency // cut.dp)
@@ -200,44 +207,42 @@ def _drafting(row: Row, steps: Roofline | Silicon, recipe: Recipe) -> float:
 
 
 def _two_pools(row: Row) -> Prediction:
-    """Two pools in tandem under a concurrency cap: the rate at which both halves of the cycle agree.
+    """Both pools under the client's closed loop (`_inferencex_pools`), its last turns standing for those left out."""
+    recipe, users = recipe_of(row), row.concurrency
+    turns = max(FEWEST_TURNS, min(PROMPTS_PER_USER, -(-MOST_POOLED // users)))
+    low, high = int(SHORTEST * row.output_tokens), row.output_tokens
+    output = np.random.default_rng(0).integers(low, high + 1, turns * users).tolist()
+    ttft_s, tpot_s = simulate_pools(_pools(row, recipe), output, users)
+    by_turn = ttft_s.reshape(turns, users).mean(axis=1)
+    left_out = (PROMPTS_PER_USER - turns) * by_turn[1:].mean()
+    ttft = float((by_turn.sum() + left_out) / PROMPTS_PER_USER)
+    return Prediction(ttft_s=ttft, tpot_s=float(tpot_s.mean()), method="two pools", source=Source.ASSUMED)
 
-    ``users = rate · (TTFT + tokens · TPOT)``, with the TPOT of the batch that this rate keeps on a decode worker, and a
-    TTFT of one prefill, the transfer of its cache, and the wait of a closed queue before `workers` servers.
-    """
-    mixture = is_mixture(row)
-    spec = model_of(row.model)
+
+def _pools(row: Row, recipe: Recipe) -> Pools:
+    """What the columns say of both pools; seats are as many as it takes for all users."""
+    mixture, spec = is_mixture(row), model_of(row.model)
     first, second = row.cut("prefill_", is_mixture=mixture), row.cut("decode_", is_mixture=mixture)
     num_first, num_second = (max(1, number(row.fields[f"{s}_num_workers"])) for s in ("prefill", "decode"))
-    recipe = recipe_of(row)
     prefill, decode = _steps(row, first, recipe), _steps(row, second, recipe)
     prompt, output = MEAN_LENGTH * row.prompt_tokens, MEAN_LENGTH * row.output_tokens
-    together = max(1, first.dp)  # a data-parallel worker prefills one prompt a rank at a time
-    one_s = _prefill_s(prefill, prompt, together)
-    capacity_per_s = num_first * together / one_s
     cache_bytes = counting.kv_bytes_per_token(spec, KV_BITS[recipe.kv_precision] / 8) * prompt
-    transfer_s = cache_bytes / load_accelerator(row.gpu).inter_node_bytes_per_s / max(1, first.tp)
-    length = prompt + output / 2
+    launch_s = recipe.prompt_launch_s * spec.num_layers
 
-    def cycle(batch: float) -> tuple[float, float]:
-        """TPOT, and requests a second, with `batch` answers on each decode worker."""
-        tpot = _decode_s(decode, batch, length)
-        return tpot, num_second * batch / (tpot * output)
+    @functools.cache
+    def prompts_s(num: int) -> float:
+        # Ranks step together: those without a prompt wait for the others.
+        return max(_prefill_s(prefill, prompt, -(-num // first.dp) * first.dp), launch_s)
 
-    low, high = 1.0, max(1.0, row.concurrency / num_second)
-    for _ in range(40):
-        batch = (low + high) / 2
-        tpot, rate_per_s = cycle(batch)
-        if rate_per_s > capacity_per_s or batch * num_second + rate_per_s * (one_s + transfer_s) > row.concurrency:
-            high = batch
-        else:
-            low = batch
-    tpot, rate_per_s = cycle(low)
-    waiting = row.concurrency - low * num_second - rate_per_s * (one_s + transfer_s)
-    queue_s = max(0.0, waiting) / rate_per_s if rate_per_s > 0.98 * capacity_per_s else 0.0
-    burst_s = row.concurrency / 2 / capacity_per_s / PROMPTS_PER_USER
-    ttft_s = one_s + transfer_s + queue_s + burst_s
-    return Prediction(ttft_s=ttft_s, tpot_s=tpot, method="two pools", source=Source.ASSUMED)
+    return Pools(
+        num_prompt_workers=num_first,
+        num_answer_workers=num_second,
+        prompts_per_step=first.dp * max(1, int(MEMORY_BUDGET_TOKENS // prompt)),
+        seats=-(-row.concurrency // num_second),
+        prompts_s=prompts_s,
+        token_s=functools.cache(lambda num: _decode_s(decode, num, prompt + output / 2)),
+        transfer_s=cache_bytes / load_accelerator(row.gpu).inter_node_bytes_per_s / max(1, first.tp),
+    )
 
 
 def _weighted(steps: Roofline | Silicon, length: float) -> int:
@@ -249,9 +254,5 @@ def _prefill_s(steps: Roofline | Silicon, prompt: float, num: int) -> float:
     return steps.step_s(int(num * prompt), num, pairs, 0, num, 0, 0)
 
 
-def _decode_s(steps: Roofline | Silicon, batch: float, length: float) -> float:
-    """A decode step of a batch that need not be whole."""
-    low = max(1, int(batch))
-    each = _weighted(steps, length)
-    at_low, at_high = (steps.step_s(0, 0, 0, 0, 0, n, n * each) for n in (low, low + 1))
-    return at_low + (at_high - at_low) * max(0.0, batch - low)
+def _decode_s(steps: Roofline | Silicon, batch: int, length: float) -> float:
+    return steps.step_s(0, 0, 0, 0, 0, batch, batch * _weighted(steps, length))

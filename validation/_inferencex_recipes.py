@@ -14,6 +14,7 @@ from validation._inferencex_rows import Row
 
 FILE = Path(__file__).with_name("inferencex_recipes.toml")
 ROUND_TOKENS, SPARE_TOKENS, LENGTH_SPARE = 64, 64, 200
+GENERATOR_SEATS, GENERATOR_SPARE = 512, 1500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class Recipe:
     seats_short: int = 0
     prompts_per_user: int = 10
     shortest_frac: float = 0.8
+    mixed_chunk: bool = False
+    prompt_launch_s: float = 0.0
 
     @property
     def held_tokens(self) -> int:
@@ -94,6 +97,8 @@ def recipe_of(row: Row) -> Recipe:
     rule, budget = found.pop("token_budget_of", ""), found.get("token_budget", 8192)
     if rule == "lengths":
         budget = row.prompt_tokens + row.output_tokens + LENGTH_SPARE
+    elif rule == "generator":
+        budget = row.prompt_tokens + GENERATOR_SEATS + GENERATOR_SPARE
     elif rule == "twice the prompt":
         budget = 2 * row.prompt_tokens
     elif rule == "prompt and users":
@@ -102,7 +107,9 @@ def recipe_of(row: Row) -> Recipe:
         needed = -(-(width + row.prompt_tokens + SPARE_TOKENS) // ROUND_TOKENS) * ROUND_TOKENS
         budget = max(needed, budget)
     elif rule:
-        raise InputError("token_budget_of", rule, "write lengths, twice the prompt, prompt and users, or nothing")
+        raise InputError(
+            "token_budget_of", rule, "write lengths, generator, twice the prompt, prompt and users, or nothing"
+        )
     found["token_budget"] = budget
     if not found.get("max_seqs", 1):
         found["max_seqs"] = max(1, users - found.get("seats_short", 0))

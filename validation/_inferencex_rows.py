@@ -44,6 +44,7 @@ LAYOUT = (
     "prefill_num_workers", "decode_num_workers",
 )  # fmt: skip
 WIDE = 16
+IMAGE_NAME, MONTH = len("nightly-dev"), len("2026-01")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,16 @@ class Row:
         """The day of the measurement, ISO; empty where the row does not say."""
         found = re.search(r"measured=(\d{4}-\d\d-\d\d)", self.fields["silicon_data_source"])
         return found.group(1) if found else ""
+
+    @property
+    def release(self) -> str:
+        """The engine's version without what follows its three numbers; the month of the measurement where none is told.
+
+        Development images go by the beginning of their names.
+        """
+        version = self.fields["backend_version"]
+        found = re.match(r"\d+(\.\d+)+", version)
+        return found.group(0) if found else version[:IMAGE_NAME] or self.measured[:MONTH]
 
     def num_ways(self, name: str, stage: str = "") -> int:
         """A size of the layout, as its column has it; 1 where it is empty."""

@@ -14,11 +14,9 @@ import heapq
 from plimsoll.core.run import Run
 from plimsoll.core.step import StepModel
 from plimsoll.core.workload import Workload
-from plimsoll.engine import cluster
 from plimsoll.engine.arrivals import INFINITE, Arrivals
+from plimsoll.engine.cluster import serve_arrivals
 from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.requests import Requests
-from plimsoll.engine.result import build_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,13 +62,4 @@ def serve(workload: Workload, config: EngineConfig, model: StepModel, server: Ap
     Raises:
         ValueError: not a closed loop.
     """
-    if workload.concurrency is None:
-        raise ValueError("serve() is for closed loops")
-    requests = Requests(workload, config.max_model_len)
-    arrivals = QueuedArrivals(workload, cluster._accepted(workload, requests, [config]), server)
-    replica = cluster._build_replica(requests, config, model, 0, None, False)
-    for number, lane in enumerate(replica.lanes):
-        lane.number = number
-    router = cluster._build_router(config, workload, 0)
-    cluster._closed_loop(arrivals, [replica], router, requests, INFINITE)
-    return build_run(workload, requests, [replica], arrivals.sent_s, None)
+    return serve_arrivals(workload, config, model, lambda sent, accepted: QueuedArrivals(sent, accepted, server))

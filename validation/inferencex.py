@@ -174,7 +174,7 @@ def _causes(errors: Errors) -> dict[str, Any]:
     """Where the judged error lies: rows that a column would explain if there were one, and the rest."""
     causes: dict[str, Callable[[Row], bool]] = {
         "wide layouts given as totals": lambda row: row.fields["system"] == "gb200" and not row.is_disaggregated,
-        "disaggregated: two-pool approximation": lambda row: row.is_disaggregated,
+        "disaggregated: two pools": lambda row: row.is_disaggregated,
         "another client": lambda row: row.client == "other",
         "speculation told by image and date": lambda row: recipe_of(row).speculative_tokens > 0,
         "SGLang": lambda row: row.backend == "sglang",

@@ -1,19 +1,19 @@
 """Suite `ml-energy`: inter-token latency, throughput, watts and joules per token of measured vLLM configurations.
 
-Every row is simulated as a closed loop at `max_num_seqs` in flight on its own deployment, started in the steady state
-(the first requests have a uniform share of their answer left), measured after the first seats have turned over.
+Every row's benchmark run is simulated as it was done (`_ml_energy_load`): all requests at once, `max_num_seqs` running,
+figures of the benchmark's own window. Steps cost what `plimsoll.perf.vllm_steps` says.
 
-Assumed, because the data do not say: prompts of 250 (lm-arena-chat), 300 (gpqa) and 1500 tokens (sourcegraph-fim),
-uniform within ±50 %; answers uniform within ±80 % of the row's mean; expert parallelism with one data-parallel rank has
-its attention cut by tensor parallelism over the same GPUs; routing balanced; vLLM 0.11 with synchronous scheduling.
+Assumed, because the data do not say: lengths of prompts and the spread of lengths (``ml_energy_runs.toml``); expert
+parallelism with one data-parallel rank has its attention cut by tensor parallelism over the same GPUs.
 
-Host time (`perf/data/overheads/vllm-0.11-*.toml`) was fitted on half of the pairs of model and GPU; `figures` hold the
-errors of all rows, and of each half beside them.
+What vLLM adds to a step and the power model were fitted on half of the pairs of model and GPU
+(`python -m validation._ml_energy_fit`); `figures` hold the errors of all rows, and of each half beside them.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import hashlib
 from collections import Counter
@@ -24,24 +24,21 @@ from typing import Any
 import numpy as np
 
 from plimsoll.catalog.accelerators import load_accelerator
-from plimsoll.catalog.architecture import ModelSpec
+from plimsoll.catalog.architecture import LayerGroup, ModelSpec, StateSpace
 from plimsoll.catalog.engines import load_engine
 from plimsoll.catalog.models import load_model
-from plimsoll.core.columns import floats, ints
 from plimsoll.core.deployment import EngineSettings, Parallelism
 from plimsoll.core.errors import InputError, PlimsollError, UnknownNameError
 from plimsoll.core.run import Run
 from plimsoll.core.step import StepShape
-from plimsoll.core.workload import Workload
 from plimsoll.engine import simulate
 from plimsoll.perf.memory import MemoryAssumptions, kv_capacity
-from plimsoll.perf.overheads import load_overheads
 from plimsoll.perf.roofline import Roofline
-from plimsoll.perf.tabulated import PrefillRates
-from plimsoll.planner.sizing import engine_config
+from plimsoll.perf.vllm_steps import VllmRoofline
+from plimsoll.planner.sizing import engine_config, with_ranks
+from validation import _ml_energy_load as load
 
 AIMS = {"itl": 0.12, "throughput": 0.12, "power": 0.15, "energy": 0.15}
-PROMPT_TOKENS = {"lm-arena-chat": 250, "gpqa": 300, "sourcegraph-fim": 1500}
 PRECISIONS = {"bfloat16": "bf16", "fp8": "fp8", "mxfp4": "fp4", "float16": "fp16"}
 GPUS = {"H100": "H100-SXM"}
 # The same architecture under another name; only weights differ.
@@ -49,7 +46,6 @@ SAME_SHAPE = {
     "Qwen/Qwen3-Coder-30B-A3B-Instruct": "Qwen/Qwen3-30B-A3B-Instruct-2507",
     "Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8": "Qwen/Qwen3-Coder-480B-A35B-Instruct",
 }
-SPREAD, PROMPT_SPREAD, TURNOVERS, FEWEST = 0.8, 0.5, 3.5, 32
 Row = dict[str, str]
 
 
@@ -79,10 +75,9 @@ def run(paths: Sequence[Path]) -> dict[str, Any]:
     figures["by_model"] = {name: _figures(part) for name, part in sorted(groups.items())}
     figures["refused"] = dict(refused)
     figures["assumptions"] = {
-        "prompt_tokens": PROMPT_TOKENS,
-        "engine": "vLLM 0.11, synchronous scheduling",
+        "lengths": {name: fact for name, fact in load.facts().items() if isinstance(fact, dict)},
+        "engine": "vLLM 0.11.1, asynchronous scheduling",
         "expert_parallel_attention": "tensor parallel unless the row has data-parallel ranks",
-        "routing": "balanced",
     }
     passed = bool(errors["all"]) and all(figures[name]["median_abs_error"] <= aim for name, aim in AIMS.items())
     said = ", ".join(f"{name} {figures[name].get('median_abs_error', 1.0):.1%}" for name in AIMS)
@@ -123,6 +118,7 @@ def _figures(errors: list[tuple[float, ...]]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> list[Row]:
+    path = path / "llm_text.csv" if path.is_dir() else path
     if not path.is_file():
         raise InputError("--data", str(path), "give a CSV with the columns of the ML.ENERGY leaderboard's text models")
     with path.open(newline="", encoding="utf-8") as file:
@@ -142,47 +138,65 @@ def row_errors(row: Row) -> tuple[float, ...]:
     """
     ours = predict(row)
     measured = (
-        float(row["median_itl_ms"]) / 1e3,
-        float(row["output_tokens_per_s"]),
-        float(row["avg_power_w"]),
-        float(row["joules_per_output_token"]),
+        number(row, "median_itl_ms") / 1e3,
+        number(row, "output_tokens_per_s"),
+        number(row, "avg_power_w"),
+        number(row, "joules_per_output_token"),
     )
     return tuple(value / real - 1 for value, real in zip(ours, measured, strict=True))
 
 
+def number(row: Row, column: str) -> float:
+    """A column above zero.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        value = float(row[column])
+    except (KeyError, TypeError, ValueError):
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise InputError(column, row.get(column), f"write a number above 0 (row of {row.get('model')})")
+    return value
+
+
 def predict(row: Row) -> tuple[float, float, float, float]:
     """Median ITL in s, output tokens per s, W of all GPUs, J per output token."""
-    model, gpu, cut = find_model(row["model"]), GPUS.get(row["gpu"], row["gpu"]), _cut(row)
-    task = row["task"]
-    if task not in PROMPT_TOKENS:
-        raise UnknownNameError("task", task, tuple(PROMPT_TOKENS))
-    steps = _steps(row["model"], gpu, cut, PRECISIONS.get(row["weights"], row["weights"]))
-    seats, prompt, output = int(row["max_num_seqs"]), PROMPT_TOKENS[task], float(row["avg_output_tokens"])
-    settings = EngineSettings(max_num_seqs=-(-seats // cut.dp), max_model_len=int(2 * (prompt + output)) + 10)
-    memory = kv_capacity(
-        model, load_accelerator(gpu), cut, PRECISIONS.get(row["weights"], row["weights"]), "auto", settings,
-        MemoryAssumptions(
-            engine=load_engine("vllm-v1"), expected_sequence_tokens=int(prompt + output), shrink_max_model_len=True
-        ),
-    )  # fmt: skip
-    workload = _workload(seats, prompt, output)
-    run_ = simulate(workload, engine_config(memory, cut, "vllm-v1", 1, "round-robin"), steps)
-    return _steady(run_, workload, steps)
+    steps = _steps(row["model"], GPUS.get(row["gpu"], row["gpu"]), _cut(row), _precision(row))
+    return _figures_of(run_of(row, steps), int(number(row, "max_num_seqs")), steps)
 
 
-def _workload(seats: int, prompt: float, output: float) -> Workload:
-    num = int(max(TURNOVERS * seats, FEWEST))
-    rng = np.random.default_rng(0)
-    prompts = rng.integers(int(prompt * (1 - PROMPT_SPREAD)), int(prompt * (1 + PROMPT_SPREAD)), num)
-    outputs = np.maximum(2, rng.uniform(1 - SPREAD, 1 + SPREAD, num) * output).astype(int)
-    outputs[:seats] = np.maximum(2, outputs[:seats] * rng.uniform(0, 1, min(seats, num))).astype(int)
-    return Workload(
-        arrival_s=floats(np.zeros(num)), prompt_tokens=ints(prompts), output_tokens=ints(outputs), concurrency=seats
+def run_of(row: Row, steps: Roofline) -> Run:
+    """The benchmark's run of a row, simulated.
+
+    Raises:
+        PlimsollError: an unknown task or GPU, or a deployment that does not fit.
+    """
+    task, cut, gpu = load.find_task(row["task"]), _cut(row), load_accelerator(GPUS.get(row["gpu"], row["gpu"]))
+    seats = int(number(row, "max_num_seqs"))
+    # Ranks of their own step together, which the engine cannot do with prefix caches.
+    workload = load.requests(task, seats, number(row, "avg_output_tokens"), contents=cut.dp == 1)
+    settings = EngineSettings(
+        max_num_seqs=-(-seats // cut.dp),
+        max_num_batched_tokens=load.facts()["max_num_batched_tokens"],
+        max_model_len=int((workload.prompt_tokens + workload.output_tokens).max()) + 1,
     )
+    assumed = MemoryAssumptions(
+        engine=load_engine("vllm-v1"),
+        expected_sequence_tokens=int(workload.prompt_tokens.mean() + workload.output_tokens.mean()),
+    )
+    memory = kv_capacity(find_model(row["model"]), gpu, cut, _precision(row), "auto", settings, assumed)
+    config = engine_config(memory, cut, "vllm-v1", 1, "round-robin")
+    return simulate(workload, with_ranks(config, cut.dp, workload, steps)[0], steps)
+
+
+def _precision(row: Row) -> str:
+    return PRECISIONS.get(row["weights"], row["weights"])
 
 
 def _cut(row: Row) -> Parallelism:
-    num_gpus, tp, ep, dp = (int(row[name]) for name in ("num_gpus", "tp", "ep", "dp"))
+    num_gpus, tp, ep, dp = (int(number(row, name)) for name in ("num_gpus", "tp", "ep", "dp"))
     if ep > 1:
         return Parallelism(tp=1, dp=dp, ep=ep) if dp > 1 else Parallelism(tp=num_gpus, ep=ep)
     return Parallelism(tp=tp, dp=max(1, num_gpus // tp))
@@ -195,65 +209,60 @@ def find_model(name: str) -> ModelSpec:
     last: UnknownNameError | None = None
     for cut in ("", "-Instruct", "-Instruct-2507", "-0528"):
         try:
-            return load_model(plain.removesuffix(cut))
+            return _as_served(load_model(plain.removesuffix(cut)))
         except UnknownNameError as error:
             last = last or error
     assert last is not None
     raise last
 
 
+def _as_served(model: ModelSpec) -> ModelSpec:
+    """The benchmark keeps recurrent states in 32 bit, whatever the checkpoint asks for."""
+    size = load.facts()["state_bytes_per_element"]
+
+    def served(group: LayerGroup) -> LayerGroup:
+        if not isinstance(group.mixer, StateSpace):
+            return group
+        return dataclasses.replace(group, mixer=dataclasses.replace(group.mixer, state_bytes_per_element=size))
+
+    return dataclasses.replace(model, groups=tuple(served(group) for group in model.groups))
+
+
 @functools.lru_cache(maxsize=8)
 def _steps(model: str, gpu: str, cut: Parallelism, precision: str) -> Roofline:
-    card = load_accelerator(gpu)
-    generation = "blackwell" if card.architecture == "blackwell" else "hopper"
-    host = load_overheads(f"vllm-0.11-{generation}{'-ep' if cut.ep > 1 else ''}")
-    return _Hosted(find_model(model), card, cut, precision, "auto", host)
+    return VllmRoofline(find_model(model), load_accelerator(gpu), cut, precision)
 
 
-class _Hosted(Roofline):
-    """The roofline with the host time of steps that have prompts in them."""
+def _figures_of(run_: Run, seats: int, steps: Roofline) -> tuple[float, float, float, float]:
+    """What the benchmark would have said of a run."""
+    line, (begin, end) = load.steps_of(run_), load.window(run_, seats)
+    inside = (line.end_s > begin) & (line.end_s <= end)
+    seconds, num_tokens = end - begin, float(line.tokens[inside].sum())
+    shape, step_s = mean_step(run_, steps, line, inside)
+    joules = steps.energy_j(shape, step_s)
+    watts = float("nan") if joules is None else joules / step_s
+    return line.median_latency_s(), num_tokens / seconds, watts, watts * seconds / num_tokens
 
-    def _prefill_rates(self) -> PrefillRates:
-        rates = super()._prefill_rates()
-        return rates._replace(fixed_s=rates.fixed_s + self.overheads.per_prefill_s)
 
-
-def _steady(run_: Run, workload: Workload, steps: Roofline) -> tuple[float, float, float, float]:
-    """Figures between the moment the seats have turned over and the moment the last request is sent."""
-    seats = workload.concurrency or 1
-    begin = float(np.sort(run_.scheduled_s)[min(seats, len(run_) - 1)])
-    end = float(np.max(run_.arrival_s))
-    if end <= begin:
-        begin, end = 0.0, run_.end_s
-    line = run_.timeline
-    assert line is not None  # nobody asked the engine to leave token times out
-    ends = line.step_end_s
-    running = np.zeros(len(ends) + 1)
-    np.add.at(running, line.slice_begin, 1)
-    np.add.at(running, line.slice_end, -1)
-    inside = (ends > begin) & (ends <= end)
-    took, tokens = np.diff(ends, prepend=0.0)[inside], np.cumsum(running)[:-1][inside]
-    order = np.argsort(took)
-    share = np.cumsum(tokens[order])
-    itl_s = float(took[order][np.searchsorted(share, share[-1] / 2)])
-    seconds, num_tokens, num_steps = end - begin, float(tokens.sum()), len(took)
+def mean_step(run_: Run, steps: Roofline, line: load.Steps, inside: np.ndarray[Any, Any]) -> tuple[StepShape, float]:
+    """The work and the seconds of the steps of the window, over their number."""
+    num, layers = int(inside.sum()), steps.attention_layers
+    begin, end = float((line.end_s - line.took_s)[inside].min()), float(line.end_s[inside].max())
     entered = (run_.first_token_s > begin) & (run_.first_token_s <= end)
-    shape = _mean_shape(run_, steps, num_tokens / num_steps, float(entered.sum()) / num_steps)
-    joules = steps.energy_j(shape, seconds / num_steps)
-    watts = float("nan") if joules is None else joules / (seconds / num_steps)
-    return itl_s, num_tokens / seconds, watts, watts * seconds / num_tokens
-
-
-def _mean_shape(run_: Run, steps: Roofline, batch: float, entering: float) -> StepShape:
-    """The work of all steps over their number: power is a straight line in it."""
-    layers, prompt = steps.attention_layers, float(run_.prompt_tokens.mean())
-    later = run_.output_tokens[len(run_) // 3 :].astype(float)
-    seen = prompt + float((later**2).sum() / later.sum()) / 2
-    read = sum(weight * min(seen, window or seen) for weight, window in layers)
-    return StepShape(
-        num_decode=round(batch),
-        decode_read_tokens=int(batch * read),
-        prefill_tokens=round(entering * prompt),
-        num_prefill=1 if entering * prompt >= 1 else 0,
-        prefill_pairs=int(entering * prompt * prompt / 2 * sum(weight for weight, _ in layers)),
+    prompts = (run_.prompt_tokens - run_.cached_tokens)[entered].astype(float)
+    # Tokens that each request decoded in the window, and the length it had halfway through.
+    alive = np.clip((np.minimum(run_.finish_s, end) - np.maximum(run_.first_token_s, begin)), 0.0, None)
+    pace = run_.output_tokens / np.maximum(run_.finish_s - run_.first_token_s, 1e-9)
+    decoded = np.minimum(run_.output_tokens, alive * pace)
+    before = np.clip(begin - run_.first_token_s, 0.0, None) * pace
+    halfway = run_.prompt_tokens + before + decoded / 2
+    read = sum(weight * float((decoded * np.minimum(halfway, window or np.inf)).sum()) for weight, window in layers)
+    shape = StepShape(
+        num_decode=round(float(line.decoding[inside].sum()) / num),
+        decode_read_tokens=int(read / num),
+        prefill_tokens=round(float(prompts.sum()) / num),
+        num_prefill=1 if prompts.sum() >= num else 0,
+        num_prefill_done=round(float(entered.sum()) / num),
+        prefill_pairs=int(float((prompts**2).sum()) / 2 / num * sum(weight for weight, _ in layers)),
     )
+    return shape, float(line.took_s[inside].mean())

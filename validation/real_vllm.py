@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ import numpy as np
 
 from plimsoll.catalog.accelerators import Accelerator, load_accelerator
 from plimsoll.catalog.architecture import ModelSpec
+from plimsoll.catalog.engine_facts import load_engine
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import EngineSettings, Parallelism
 from plimsoll.core.errors import InputError, OutOfRangeError, PlimsollError
 from plimsoll.engine import EngineConfig
 from plimsoll.perf.build import build_step_model
-from plimsoll.perf.memory import kv_capacity
+from plimsoll.perf.memory import MemoryAssumptions, kv_capacity
+from plimsoll.perf.profiles.graphs import DEFAULT_LIMIT_TOKENS
 from plimsoll.perf.profiles.model import Profiled
 from plimsoll.perf.request import StepModelRequest
 from validation._replay import Counted, Served, serve, workload_of
@@ -119,11 +122,27 @@ def _step_model(
         gpu=gpu,
         parallelism=parallelism,
         precision=_precision(meta),
-        options={"allow_extrapolation": extrapolate},
+        options={
+            "allow_extrapolation": extrapolate,
+            "custom_all_reduce": not meta["engine_kwargs"].get("disable_custom_all_reduce", False),
+            "graph_tokens": _graph_tokens(meta["engine_kwargs"]),
+        },
     )
     built = build_step_model(f"profile:{profile}", request)
     assert isinstance(built, Profiled)
     return built
+
+
+def _graph_tokens(arguments: Row) -> int:
+    """The largest CUDA graph of such a server: vLLM, ``config/vllm.py``, `_set_cudagraph_sizes`."""
+    if arguments.get("enforce_eager"):
+        return 0
+    limits = [DEFAULT_LIMIT_TOKENS]
+    if arguments.get("max_num_seqs"):
+        limits.append(2 * int(arguments["max_num_seqs"]))
+    if arguments.get("max_num_batched_tokens"):
+        limits.append(int(arguments["max_num_batched_tokens"]))
+    return min(limits)
 
 
 def _precision(meta: Row) -> str:
@@ -142,9 +161,11 @@ def _config(meta: Row, model: ModelSpec, gpu: Accelerator, parallelism: Parallel
         max_model_len=arguments.get("max_model_len"),
         block_size=cache.get("block_size") or 16,
         gpu_memory_utilization=cache.get("gpu_memory_utilization"),
-        num_kv_blocks=cache["num_gpu_blocks"] * parallelism.dp if cache.get("num_gpu_blocks") else None,
+        num_kv_blocks=cache.get("num_gpu_blocks"),  # of all data-parallel ranks together: vLLM sums them at start
     )
-    plan = kv_capacity(model, gpu, parallelism, _precision(meta), "auto", asked)
+    engine = load_engine("vllm-v1", ".".join(map(str, _version(meta))))
+    assumed = MemoryAssumptions(engine=engine)  # with the memory share that this version takes by default
+    plan = kv_capacity(model, gpu, parallelism, _precision(meta), "auto", asked, assumed)
     if asked.num_kv_blocks is None:
         notes.append(f"KV blocks are not recorded: {plan.num_blocks} by the memory model")
     resolved = plan.settings
@@ -170,8 +191,19 @@ def _is_asynchronous(meta: Row) -> bool:
     given = meta["engine_kwargs"].get("async_scheduling")
     if given is not None:
         return bool(given)
-    version = tuple(int(part) for part in str(meta["vllm_version"]).split(".")[:2])
-    return version >= FIRST_ASYNCHRONOUS
+    return _version(meta) >= FIRST_ASYNCHRONOUS
+
+
+def _version(meta: Row) -> tuple[int, ...]:
+    """Of vLLM, as far as it is numbers: ``0.19.0rc1+cu128`` is (0, 19, 0).
+
+    Raises:
+        InputError: it begins with none.
+    """
+    found = re.match(r"v?(\d+(?:\.\d+)*)", str(meta["vllm_version"]))
+    if found is None:
+        raise InputError("meta.json vllm_version", meta["vllm_version"], "write it like 0.19.0")
+    return tuple(int(part) for part in found[1].split("."))
 
 
 def _errors(measured: Sequence[Row], served: Served) -> Figures:

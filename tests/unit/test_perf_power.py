@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -11,7 +12,7 @@ from plimsoll.catalog.models import load_model
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.step import StepShape
 from plimsoll.perf.overheads import Overheads, list_overheads, load_overheads
-from plimsoll.perf.power import load_power
+from plimsoll.perf.power import busy_seconds, load_power, step_energy_j
 from plimsoll.perf.roofline import Roofline
 
 BUSY = StepShape(num_decode=64, decode_read_tokens=64_000)
@@ -37,14 +38,38 @@ def test_watts_lie_between_idle_and_tdp_and_fall_with_the_share_that_is_busy(gpu
 
 def test_an_architecture_has_its_own_coefficients_where_they_were_measured() -> None:
     table = load_power()
+    model = load_model("meta-llama/Llama-3.1-8B")
     for name, gpu in (("hopper", "H100-SXM"), ("blackwell", "B200")):
         card = load_accelerator(gpu)
         assert card.architecture == name
-        idle = card.idle_w if card.idle_w is not None else table["idle_frac"] * card.tdp_w
-        # so long a step that only the base is left
-        expected = idle + (card.tdp_w - idle) * table[name]["base"]
-        assert _watts(gpu, BUSY, 1e3) == pytest.approx(expected, rel=1e-3)
+        steps = Roofline(model, card)
+        compute_s, memory_s = busy_seconds(steps.operators, steps._pricing, BUSY)
+        assert memory_s > compute_s > 0
+        seconds = 10.0
+        busy = table[name]["compute"] * math.sqrt(compute_s / seconds)
+        busy += table[name]["memory"] * math.sqrt(memory_s / seconds)
+        assert card.idle_w is not None
+        assert card.tdp_w is not None
+        assert _watts(gpu, BUSY, seconds) == pytest.approx(card.idle_w + (card.tdp_w - card.idle_w) * busy)
     assert load_accelerator("A100-SXM-80GB").architecture not in table
+
+
+def test_a_sampler_that_sorts_keeps_the_memory_busy_and_no_longer_than_the_step() -> None:
+    card, seconds = load_accelerator("H100-SXM"), 0.02
+    steps = Roofline(load_model("meta-llama/Llama-3.1-8B"), card)
+    args = (card, steps.operators, steps._parallelism, steps._pricing, (BUSY, seconds))
+    joules = [step_energy_j(*args, sorting_s) for sorting_s in (0.0, 0.005, seconds, 1.0)]
+    assert joules[0] == steps.energy_j(BUSY, seconds)
+    assert joules[0] < joules[1] < joules[2] == joules[3]  # type: ignore[operator]
+
+
+def test_coefficients_were_fitted_to_rows_and_left_out_models_say_how_well() -> None:
+    table = load_power()
+    assert table["source"].startswith("https://")
+    for coefficients in (table, table["hopper"], table["blackwell"]):
+        assert 0 < coefficients["compute"] < 2
+        assert 0 < coefficients["memory"] < 1
+        assert 0 < coefficients["median_abs_error_frac"] < 0.15
 
 
 def test_every_host_time_has_a_source_and_a_date() -> None:

@@ -17,7 +17,7 @@ from plimsoll.core.source import Source
 from plimsoll.core.step import StepShape
 from plimsoll.perf.build import build_step_model, list_step_models
 from plimsoll.perf.overheads import Overheads
-from plimsoll.perf.profiles.links import cost_of, find_machine
+from plimsoll.perf.profiles.links import ONE_SHOT_BELOW_BYTES, Machine, Messages, cost_of, find_machine
 from plimsoll.perf.request import StepModelRequest
 
 LLAMA = load_model("meta-llama/Llama-3.1-8B")
@@ -230,3 +230,43 @@ def test_links_of_the_machine_before_those_of_the_catalogue(tmp_path: Path) -> N
     (tmp_path / "machines.json").write_text('{"RTX-4090": {"link_latency_s": 1}}')
     with pytest.raises(InputError, match="link_bandwidth"):
         build(folder, parallelism=Parallelism(tp=2))
+
+
+RING = Machine(bytes_per_s=1e10, latency_s=1e-5, origin="a test")
+
+
+def messages(tp: int, machine: Machine | None = RING, **options: bool) -> Messages:
+    return Messages(LLAMA, CARD, Parallelism(tp=tp), machine, **options)
+
+
+def test_two_cards_sum_short_messages_in_one_exchange_and_long_ones_around_the_ring() -> None:
+    row_bytes, sums = 2 * 4096, 2 * LAYERS + 1
+    fits = ONE_SHOT_BELOW_BYTES // row_bytes - 1
+    assert fits == 1023
+    assert messages(2).of(fits, fits) == pytest.approx(sums * (1e-5 + fits * row_bytes / 1e10))
+    assert messages(2).of(fits + 1, fits + 1) == pytest.approx(sums * (2e-5 + (fits + 1) * row_bytes / 1e10))
+    ring = messages(2, custom_all_reduce=False)
+    assert ring.of(fits, fits) == pytest.approx(sums * (2e-5 + fits * row_bytes / 1e10))
+    assert ring.of(fits + 1, fits + 1) == messages(2).of(fits + 1, fits + 1)
+    assert messages(2).of_logits(7) == ring.of_logits(7), "logits are gathered, not summed"
+
+
+@pytest.mark.parametrize(("tp", "machine"), [(4, RING), (2, None), (1, RING)])
+def test_more_cards_and_catalogued_links_are_as_without_the_kernel(tp: int, machine: Machine | None) -> None:
+    with_kernel, without = messages(tp, machine), messages(tp, machine, custom_all_reduce=False)
+    assert [with_kernel.of(n, n) for n in (1, 100, 5000)] == [without.of(n, n) for n in (1, 100, 5000)]
+    assert (with_kernel.of(100, 100) > 0) == (tp > 1)
+
+
+def test_a_server_without_the_kernel_can_be_told(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "profiles" / "bf16", tp=2)
+    machines = {"RTX-4090": {"link_bandwidth_bytes_per_s": 1e10, "link_latency_s": 1e-5}}
+    (tmp_path / "machines.json").write_text(json.dumps(machines))
+    two = Parallelism(tp=2)
+    default = build(folder, parallelism=two).step_s(0, 0, 0, 0, 0, 8, 800)
+    ring = build(folder, parallelism=two, options={"custom_all_reduce": False}).step_s(0, 0, 0, 0, 0, 8, 800)
+    assert ring - default == pytest.approx((2 * LAYERS + 1) * 1e-5)
+    written = build_step_model(
+        f"profile:{folder},custom_all_reduce=false", StepModelRequest(model=LLAMA, gpu=CARD, parallelism=two)
+    )
+    assert written.step_s(0, 0, 0, 0, 0, 8, 800) == ring

@@ -14,13 +14,16 @@ from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InputError
 from plimsoll.core.source import Source
 from validation._inferencex_causes import repetition, split
-from validation._inferencex_factors import Factors, front_terms, load_factors
-from validation._inferencex_fit import _FrontProblem, document, fit
+from validation._inferencex_factors import Factors, front_features, front_terms, kernel_features, load_factors
+from validation._inferencex_fit import _FrontProblem, document, fit, what_runs
 from validation._inferencex_model import Prediction, predict
 from validation._inferencex_peer import ask, beside, key, table
 from validation._inferencex_rows import LAYOUT, Row, layout, read_rows
 
-HEADER = ("id", "silicon_data_source", "isl", "osl", "batch_size", "prefill_batch_size", "decode_batch_size")
+HEADER = (
+    "id", "silicon_data_source", "backend_version", "isl", "osl", "batch_size", "prefill_batch_size",
+    "decode_batch_size",
+)  # fmt: skip
 
 
 def _rows(folder: Path, **fields: str) -> list[Row]:
@@ -76,7 +79,40 @@ def test_a_broken_row_is_refused_with_its_line(tmp_path: Path) -> None:
         _rows(tmp_path, system="abacus")
 
 
-def test_a_row_is_simulated_and_a_pair_of_pools_approximated(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [
+        ("0.5.10.post1", "0.5.10"),
+        ("1.2.0rc6.post3", "1.2.0"),
+        ("nightly-dev-20260402-d7", "nightly-dev"),
+        ("", "2026-03"),
+    ],
+)
+def test_a_release_is_a_version_without_its_suffixes(tmp_path: Path, version: str, release: str) -> None:
+    source = "x; silicon_concurrency=4; measured=2026-03-17T00:00:00Z"
+    (row,) = _rows(tmp_path, backend_version=version, silicon_data_source=source)
+    assert row.release == release
+    assert f"vllm {release} with dense" in kernel_features(row)
+    assert f"vllm {release} with dense" in front_features(row)
+
+
+def test_models_of_one_architecture_share_their_factors(tmp_path: Path) -> None:
+    names = ("deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-V3", "nvidia/DeepSeek-V3.1-NVFP4")
+    features = {tuple(kernel_features(_rows(tmp_path, model_path=name)[0])) for name in names}
+    assert len(features) == 1
+    assert tuple(kernel_features(_rows(tmp_path, model_path="zhipuai/GLM-5")[0])) not in features
+
+
+def test_folds_know_a_deployment_by_any_name(tmp_path: Path) -> None:
+    plain = {"tp_size": "8", "attention_dp_size": "1", "moe_tp_size": "1", "moe_ep_size": "8"}
+    (one,) = _rows(tmp_path, model_path="deepseek-ai/DeepSeek-R1", **plain)
+    (same,) = _rows(tmp_path, model_path="deepseek-ai/DeepSeek-V3", **(plain | {"tp_size": "64", "moe_tp_size": "8"}))
+    (other,) = _rows(tmp_path, model_path="deepseek-ai/DeepSeek-R1", **(plain | {"tp_size": "4", "moe_ep_size": "4"}))
+    assert one.deployment != same.deployment
+    assert what_runs(one) == what_runs(same) != what_runs(other)
+
+
+def test_a_row_is_simulated_in_one_pool_or_in_two(tmp_path: Path) -> None:
     together = predict(_rows(tmp_path)[0])
     stages = {f"{stage}_{name}": "4" for stage in ("prefill", "decode") for name in ("tp_size",)}
     counts = {
@@ -90,6 +126,13 @@ def test_a_row_is_simulated_and_a_pair_of_pools_approximated(tmp_path: Path) -> 
     assert apart.source is Source.ASSUMED
     assert apart.tpot_s < together.tpot_s < 3 * apart.tpot_s  # prompts no longer interrupt answers
     assert 0 < apart.ttft_s < 1
+
+
+def test_launches_hold_up_the_prompts_of_an_engine_that_has_a_recipe_for_it(tmp_path: Path) -> None:
+    (plain,) = _rows(tmp_path, backend="vllm", model_path="meta-llama/Llama-3.1-70B")
+    launched = dataclasses.replace(plain, backend="sglang")
+    assert predict(launched).ttft_s > 80e-3  # 80 layers of a millisecond
+    assert predict(plain).ttft_s < 80e-3
 
 
 def test_factors_scale_steps_and_add_the_front_end(tmp_path: Path) -> None:
@@ -153,7 +196,8 @@ def test_the_gradient_of_the_fit_is_that_of_its_loss() -> None:
         front=rng.integers(0, 2, (12, 4)).astype(float),
     )
     x = rng.normal(size=10 + 3 + 4) / 3
-    _, gradient = problem.loss(x)
+    _, gradient, curvature = problem.loss(x)
+    assert np.linalg.eigvalsh(curvature).min() > 0
     for i in range(len(x)):
         step = np.zeros_like(x)
         step[i] = 1e-6

@@ -100,6 +100,20 @@ def test_one_user_always_waits_where_a_seat_is_missing(tmp_path: Path) -> None:
     assert (row.client, row.measured, recipe_of(row).max_seqs) == ("other", "", 7)
 
 
+def test_the_package_s_own_rows_have_fixed_lengths_and_generated_budgets(tmp_path: Path) -> None:
+    def recipe(backend: str, version: str = "") -> Recipe:
+        source = "source_file=/Users/x.csv; silicon_concurrency=8"
+        return recipe_of(_row(tmp_path, backend=backend, backend_version=version, silicon_data_source=source))
+
+    assert {recipe(name).shortest_frac for name in ("vllm", "trtllm", "sglang")} == {1.0}
+    assert recipe("vllm").token_budget == 1024 + 512 + 1500
+    assert recipe("sglang", "0.5.6.post2").mixed_chunk
+    assert not recipe("sglang", "0.5.1.post1").mixed_chunk
+    assert recipe_of(_row(tmp_path, backend="vllm")).shortest_frac == 0.8
+    assert recipe_of(_row(tmp_path, backend="sglang")).prompt_launch_s == 1e-3
+    assert recipe_of(_row(tmp_path, backend="vllm")).prompt_launch_s == 0
+
+
 def test_a_recipe_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipes.toml"
     path.write_text('[[recipe]]\nmatch = { backend = "vllm" }\nseets = 3\n', encoding="utf-8")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
+from plimsoll.catalog.architecture import StateSpace
+from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InputError, UnknownNameError
-from plimsoll.perf.roofline import Roofline
+from plimsoll.perf.vllm_steps import VllmRoofline
 from validation import ml_energy
 
 ROW = {
@@ -49,16 +52,40 @@ def test_layout_columns(columns: tuple[str, ...], cut: Parallelism) -> None:
     assert ml_energy._cut({**ROW, **dict(zip(names, columns, strict=True))}) == cut
 
 
-def test_prompts_in_a_step_cost_host_time_and_decodes_do_not() -> None:
-    hosted = ml_energy._steps(ROW["model"], "H100-SXM", Parallelism(), "bf16")
-    assert hosted.overheads.per_prefill_s > 0
-    plain = Roofline(
-        ml_energy.find_model(ROW["model"]), ml_energy.load_accelerator("H100-SXM"), Parallelism(), "bf16", "auto",
-        hosted.overheads,
-    )  # fmt: skip
-    prompt, decode = (250, 1, 250 * 125, 0, 1, 8, 2000), (0, 0, 0, 0, 0, 8, 2000)
-    assert hosted.step_s(*prompt) - plain.step_s(*prompt) == pytest.approx(hosted.overheads.per_prefill_s)
-    assert hosted.step_s(*decode) == plain.step_s(*decode)
+def test_rows_are_served_as_the_benchmark_served_them() -> None:
+    steps = ml_energy._steps(ROW["model"], "H100-SXM", Parallelism(), "bf16")
+    assert isinstance(steps, VllmRoofline)
+    hybrid = ml_energy.find_model("nvidia/NVIDIA-Nemotron-Nano-12B-v2")
+    states = [group.mixer for group in hybrid.groups if isinstance(group.mixer, StateSpace)]
+    assert states
+    assert all(state.state_bytes_per_element == 4 for state in states)
+    assert ml_energy.find_model(ROW["model"]).groups == load_model("meta-llama/Llama-3.1-8B").groups
+
+
+def test_data_parallel_ranks_step_together() -> None:
+    row = {
+        **ROW, "model": "Qwen/Qwen3-30B-A3B-Instruct-2507", "num_gpus": "2", "ep": "2", "dp": "2",
+        "task": "sourcegraph-fim", "avg_output_tokens": "40",
+    }  # fmt: skip
+    ranks, one = ml_energy.predict(row), ml_energy.predict({**row, "dp": "1"})
+    assert ranks[1] < one[1]  # each waits for the prompts of the other
+
+
+def test_more_seats_give_more_tokens_and_longer_gaps() -> None:
+    found = [ml_energy.predict({**ROW, "max_num_seqs": seats}) for seats in ("8", "32", "128")]
+    for one, more in itertools.pairwise(found):
+        assert more[0] > one[0]
+        assert more[1] > one[1]
+        assert more[2] > one[2]
+        assert more[3] < one[3]
+
+
+@pytest.mark.parametrize("column", ["max_num_seqs", "avg_output_tokens", "num_gpus", "median_itl_ms"])
+@pytest.mark.parametrize("value", ["", "many", "0", "-3", "inf"])
+def test_impossible_figures_are_refused_in_one_line(column: str, value: str) -> None:
+    with pytest.raises(InputError, match=column) as refused:
+        ml_energy.row_errors({**ROW, column: value})
+    assert "\n" not in str(refused.value)
 
 
 def test_bad_rows_are_refused(tmp_path: Path) -> None:
@@ -80,7 +107,10 @@ def test_the_suite_reports_both_halves_and_what_it_refused(tmp_path: Path) -> No
     lines = [",".join(ROW), *(",".join(row.values()) for row in rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     result = ml_energy.run([path])
+    path.rename(tmp_path / "llm_text.csv")
+    assert ml_energy.run([tmp_path])["figures"] == result["figures"]  # the folder of the data will do
     figures = result["figures"]
+    assert set(figures["assumptions"]["lengths"]) == {"lm-arena-chat", "gpqa", "sourcegraph-fim"}
     assert figures["answered_frac"] == pytest.approx(2 / 3, abs=1e-4)
     assert figures["itl"]["num_rows"] == 2
     assert sum(figures[half].get("itl", {"num_rows": 0})["num_rows"] for half in ("tune", "judge")) == 2

@@ -21,14 +21,14 @@ class DescribedStepModel(StepModel, Protocol):
 
 
 def list_step_models() -> tuple[str, ...]:
-    """The step models there are, by name."""
+    """The step models there are, by name, as users write them: hyphens for the underscores of their files."""
     folder = resources.files("plimsoll.perf") / "step_models"
     names = (entry.name for entry in folder.iterdir() if entry.name.endswith(".py"))
-    return tuple(sorted(name.removesuffix(".py") for name in names if not name.startswith("_")))
+    return tuple(sorted(name.removesuffix(".py").replace("_", "-") for name in names if not name.startswith("_")))
 
 
 def build_step_model(name: str, request: StepModelRequest) -> DescribedStepModel:
-    """The step model `name` (``roofline``, ``silicon``, ``profile:DIR``) of a deployment.
+    """The step model `name` (``roofline``, ``vllm-roofline``, ``silicon``, ``profile:DIR``) of a deployment.
 
     Raises:
         UnknownNameError: no step model of that name.
@@ -37,7 +37,7 @@ def build_step_model(name: str, request: StepModelRequest) -> DescribedStepModel
     kind, _, argument = name.partition(":")
     if kind not in list_step_models():
         raise UnknownNameError("--step-model", kind, list_step_models())
-    module = importlib.import_module(f"plimsoll.perf.step_models.{kind}")
+    module = importlib.import_module(f"plimsoll.perf.step_models.{kind.replace('-', '_')}")
     built: DescribedStepModel = module.build(_with_argument(request, argument))
     return built
 

@@ -18,7 +18,6 @@ class Overheads:
         per_step_s: of every step, the empty one included (input preparation, launches, sampling's round trip).
         per_sequence_s: for every sequence that is scheduled in a step.
         per_prefill_token_s: for every prompt token in a step.
-        per_prefill_s: of a step with prompts in it, whose kernels are launched one by one and not as a graph.
         per_request_s, per_request_token_s: of the API server for a request and for each token of its prompt, one
             request after another, before the scheduler sees it; used outside the step model.
         source: where the figures come from.
@@ -28,7 +27,6 @@ class Overheads:
     per_step_s: float = 0.0
     per_sequence_s: float = 0.0
     per_prefill_token_s: float = 0.0
-    per_prefill_s: float = 0.0
     per_request_s: float = 0.0
     per_request_token_s: float = 0.0
     source: str = ""

@@ -1,15 +1,18 @@
 """Watts of a GPU in a step: idle plus a share of the rest that follows how busy its units are.
 
-    P = idle + (TDP − idle) · min(1, base + a·u_compute + b·u_memory)
+    P = idle + (TDP − idle) · min(1, a·√u_compute + b·√(u_memory + s·u_sorting))
 
-with ``u_compute`` the FLOPs and ``u_memory`` the bytes of the step over what the datasheet could do in its time. The
-form is that of the public energy benchmarks' regressions; the coefficients, by architecture where they were measured,
-and their error are in ``data/power.toml``.
+with ``u_compute`` the FLOPs and ``u_memory`` the bytes of the step over what the datasheet could do in its time, and
+``u_sorting`` the share of the time in which a sampler sorts logits. The roots are an observation: the first percent of
+a unit's rate, with clocks up and caches at work, costs more than the last. Of eight forms it was the best on models
+that the coefficients had not seen; they, by architecture where they were measured, and their error are in
+``data/power.toml``.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -76,21 +79,24 @@ def step_energy_j(
     parallelism: Parallelism,
     pricing: Pricing,
     step: tuple[StepShape, float],
+    sorting_s: float = 0.0,
 ) -> float | None:
     """Joules of a step ``(shape, time_s)`` on all GPUs of the replica: every stage spends them once per step.
 
-    GPUs only: no CPU, memory, fan or power-supply loss. None where the catalogue has no TDP.
+    GPUs only: no CPU, memory, fan or power-supply loss. None where the catalogue has no TDP. `sorting_s`: seconds of it
+    in which the sampler sorts.
     """
     shape, time_s = step
     if not gpu.tdp_w or time_s <= 0:
         return None
     table = load_power()
     idle = gpu.idle_w if gpu.idle_w is not None else table["idle_frac"] * gpu.tdp_w
-    table = table.get(gpu.architecture, table)
+    table = {**table, **table.get(gpu.architecture, {})}
     compute_s, memory_s = busy_seconds(operators, pricing, shape)
     if not shape.prefill_tokens and not shape.num_decode:
         busy = 0.0
     else:
-        busy = table["base"] + table["compute"] * compute_s / time_s + table["memory"] * memory_s / time_s
+        memory_s += min(time_s, sorting_s) * table["sorting"]
+        busy = table["compute"] * math.sqrt(compute_s / time_s) + table["memory"] * math.sqrt(memory_s / time_s)
     watts = idle + (gpu.tdp_w - idle) * min(1.0, busy)
     return watts * time_s * parallelism.num_gpus

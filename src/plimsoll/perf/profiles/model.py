@@ -14,7 +14,8 @@ Decodes. The grid was measured with equal lengths. Where the bundle knows α (`p
 the longest decode, attention is ``(1 - α)·t(mean) + α·t(longest)``. While n sequences decode, ``n·longest - Σ lengths``
 does not change, so that a run of steps still lies on one straight line (`decode_line`).
 
-Data-parallel ranks share a step evenly, except in `lockstep_s`. Experts are used uniformly: with E experts of which a
+Data-parallel ranks share a step evenly, except in `lockstep_s`, and pad one another's batches (`profiles.graphs`);
+alone, rounding up to the next measured size stands for that. Experts are used uniformly: with E experts of which a
 token takes k, a rank that holds ``E/ep`` of them uses ``E/ep·(1 - (1 - k/E)^T)``; trained gates use up to 13 % fewer
 (LLMServingSim, ``bench/core/runner.py``).
 """
@@ -37,6 +38,8 @@ from plimsoll.core.step import FULL_ATTENTION, AttentionLayers, StepCost, StepSh
 from plimsoll.perf.overheads import NO_OVERHEADS, Overheads
 from plimsoll.perf.profiles.bundle import Bundle
 from plimsoll.perf.profiles.curves import Curve, total
+from plimsoll.perf.profiles.elsewhere import elsewhere_s
+from plimsoll.perf.profiles.graphs import DEFAULT_LIMIT_TOKENS, padded_tokens
 from plimsoll.perf.profiles.links import Machine, Messages
 from plimsoll.perf.tabulated import UNBOUNDED, Line
 
@@ -52,12 +55,16 @@ class ProfileOptions:
         allow_extrapolation: let the last straight line go on beyond what was measured instead of refusing.
         use_skew: apply the bundle's α; needs an engine that gives the longest decode.
         machine: the links between the cards; None takes the catalogue's.
+        custom_all_reduce: whether two cards sum short messages by vLLM's own kernel (`profiles.links`).
+        graph_tokens: largest CUDA graph of the server, to which its data-parallel ranks pad (`profiles.graphs`).
         overheads: host time of the engine; the profile holds kernels only.
     """
 
     allow_extrapolation: bool = False
     use_skew: bool = True
     machine: Machine | None = None
+    custom_all_reduce: bool = True
+    graph_tokens: int = DEFAULT_LIMIT_TOKENS
     overheads: Overheads = NO_OVERHEADS
 
 
@@ -95,10 +102,13 @@ class Profiled:
         self._moe_layers = [(group.count, group.mlp) for group in model.groups if isinstance(group.mlp, Moe)]
         if self._moe_layers and bundle.experts is None:
             raise InputError("--step-model profile", str(bundle.folder), f"{model.id} needs a moe.csv in its profile")
-        self._messages = Messages(model, gpu, parallelism, self._options.machine)
+        custom = self._options.custom_all_reduce
+        self._messages = Messages(model, gpu, parallelism, self._options.machine, custom_all_reduce=custom)
+        self._memory_bytes_per_s = gpu.memory_bandwidth_bytes_per_s
         self._curves: dict[int, Curve] = {}
         self._recent: dict[int, tuple[int, int, Line]] = {}
         self._fixed: dict[tuple[int, int], float] = {}
+        self._shared_of: dict[tuple[int, ...], tuple[Sequence[int], float]] = {}
 
     # The port ----------------------------------------------------------------------------------------------------
 
@@ -165,22 +175,20 @@ class Profiled:
         Raises:
             OutOfRangeError: as `step_s`.
         """
-        slowest_s, tokens, rows = 0.0, [], []
-        for rank in ranks:
+        slowest_s = 0.0
+        tokens, shared_s = self._shared(tuple([rank.prefill_tokens + rank.num_decode for rank in ranks]))
+        for rank, rows in zip(ranks, tokens, strict=True):
             if not self._options.allow_extrapolation:
                 self._check(rank, 1)
             mean = rank.decode_read_tokens / rank.num_decode if rank.num_decode else 0.0
-            tokens.append(rank.prefill_tokens + rank.num_decode)
-            rows.append(rank.num_prefill_done + rank.num_decode)
             attention_s = self._attention_s(
                 rank.prefill_tokens, rank.prefill_pairs, rank.num_decode, mean, rank.longest_decode
             )
             rank_s = self._host_s(rank.num_prefill + rank.num_decode, rank.prefill_tokens)
             rank_s += self._layers * attention_s
-            rank_s += self._dense.at_next(tokens[-1]) if tokens[-1] else 0.0
-            rank_s += self._head_s(rows[-1])
+            rank_s += self._dense.at_next(rows) if rows else 0.0
+            rank_s += self._head_s(rank.num_prefill_done + rank.num_decode)
             slowest_s = max(slowest_s, rank_s)
-        shared_s = self._experts_s(sum(tokens)) + self._messages.of(max(tokens), sum(tokens)) if any(tokens) else 0.0
         return self._options.overheads.per_step_s + slowest_s + shared_s
 
     def decode_line(self, num_decode: int, decode_read_tokens: int, longest_decode: int = 0, /) -> Line:
@@ -260,11 +268,26 @@ class Profiled:
             ranks = self._parallelism.dp
             seconds = self._options.overheads.per_step_s
             if tokens:
-                per_rank = math.ceil(tokens / ranks)
-                seconds += self._dense.at_next(per_rank) + self._experts_s(tokens)
-                seconds += self._messages.of(per_rank, tokens)
+                shares = self._run_tokens([tokens // ranks + (rank < tokens % ranks) for rank in range(ranks)])
+                seconds += self._dense.at_next(shares[0]) + self._experts_s(sum(shares))
+                seconds += self._messages.of(shares[0], sum(shares))
             self._fixed[key] = seconds + self._head_s(math.ceil(sampled / ranks))
         return self._fixed[key]
+
+    def _shared(self, asked: tuple[int, ...]) -> tuple[Sequence[int], float]:
+        """What ranks that were asked for these tokens run, and the seconds of experts and messages, which all share."""
+        if asked not in self._shared_of:
+            tokens = self._run_tokens(asked)
+            all_tokens = sum(tokens)
+            seconds = self._experts_s(all_tokens) + self._messages.of(max(tokens), all_tokens) if all_tokens else 0.0
+            self._shared_of[asked] = (tokens, seconds)
+        return self._shared_of[asked]
+
+    def _run_tokens(self, asked: Sequence[int]) -> Sequence[int]:
+        """Tokens that the data-parallel ranks run together; those of dense models do not wait for one another."""
+        if len(asked) == 1 or not self._moe_layers or not any(asked):
+            return asked
+        return padded_tokens(asked, self._options.graph_tokens)
 
     def _head_s(self, rows: int) -> float:
         return self._head.at_next(rows) + self._messages.of_logits(rows) if rows else 0.0
@@ -281,7 +304,10 @@ class Profiled:
         seconds = 0.0
         for count, moe in self._moe_layers:
             activated = moe.num_experts / ways * (1 - (1 - moe.top_k / moe.num_experts) ** tokens)
-            seconds += count * self._bundle.experts.at(tokens / ways, activated)
+            here_s = self._bundle.experts.at(tokens / ways, activated)
+            seconds += count * (
+                here_s + elsewhere_s(moe, self._model.hidden_size, ways, tokens, self._memory_bytes_per_s)
+            )
         return seconds
 
     def _attention_s(self, chunk: float, pairs: float, decodes: int, mean: float, longest: float) -> float:
