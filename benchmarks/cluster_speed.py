@@ -4,8 +4,9 @@
 
 Llama-2-7B on A100-SXM-80GB, token budget 512, 128 seats, Poisson arrivals, lengths as in ``engine_speed.py``. One
 replica at 2 and 6 requests/s, then eight replicas at eight times the rate behind every router: the ratio is the
-processor time of eight to that of one, for the same number of requests. Then prefill and decode pools of four and four,
-and four data-parallel ranks in lockstep beside one pool of their size.
+processor time of eight to that of one, for the same number of requests. Then prefill and decode pools of one and one at
+the plain rate and of four and four at eight times it, and four data-parallel ranks in lockstep beside one pool of their
+size. Workloads and step models are made before the clock starts.
 
 All rows of a rate take turns, so that a busy machine slows them alike; each figure is the best of the repetitions.
 
@@ -28,6 +29,7 @@ from typing import Any
 from engine_speed import NUM_BLOCKS, TRACE, config, draw, roofline
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
+from plimsoll.engine.bridge import Bridge
 from plimsoll.engine.disaggregated import Machine
 from plimsoll.engine.following import Course
 from plimsoll.engine.lane import Lane
@@ -42,18 +44,20 @@ COUNTED: list[tuple[type, str, str]] = [
     (Outlook, "turn", "times a replica is turned to"),
     (Course, "turn", "times a replica is turned to"),
     (Lane, "decode", "stretches of decode steps"),
+    (Bridge, "_take", "transfers"),
     (Machine, "begin_mixed", "prompt steps"),
     (Machine, "cut", "stretches cut short"),
 ]
 WHY = {
     "least-pending-tokens": "what is left on every replica changes in each step: it is foretold where all decode, but "
     "a prompt takes two more turns, and the closest of eight have to be told apart at every arrival",
-    "least-loaded": "each end of a request has to be noticed before the next arrival is routed",
+    "least-loaded": "each end of a request has to be noticed before the next arrival is routed, so steps are run in "
+    "pieces: some thirty more lines of Python per request than behind a router that does not look",
     "power-of-two": "as least-loaded, of two replicas",
     "prefix-aware": "without content ids it is least-loaded",
-    "distserve": "a request stops machines when its prompt begins and ends, at the bridge, when its KV is there and at "
-    "its end; each of these costs some microseconds, and 80,000 requests/s are 12 for all of them",
-    "splitwise": "as distserve; and where memory is short, all who wait are gone through at each end for one that fits",
+    "distserve": "far too much load: memory is full, so each prompt waits at the bridge and one in six decodes is "
+    "swapped out",
+    "splitwise": "far too much load: prompts queue with their memory set aside, so steps are small and many",
 }
 Row = tuple[str, str, EngineConfig, Workload]
 
@@ -67,9 +71,10 @@ def rows_of(trace: str | None, requests: int, rate: float, only: list[str]) -> l
         for router in list_plugins("plimsoll.engine.routers")
     ]
     for policy in list_plugins("plimsoll.engine.clusters"):
-        pools = {"prefill": 4, "decode": 4, **LINK}
-        engine = dataclasses.replace(one, policy=policy, replicas=8, options=pools)
-        rows.append((f"{policy}, 4 + 4", policy, engine, eightfold))
+        for each, workload in ((1, alone), (4, eightfold)):
+            pools = {"prefill": each, "decode": each, **LINK}
+            engine = dataclasses.replace(one, policy=policy, replicas=2 * each, options=pools)
+            rows.append((f"{policy}, {each} + {each}", policy, engine, workload))
     pooled = dataclasses.replace(one, num_blocks=4 * NUM_BLOCKS, max_num_seqs=512, max_num_batched_tokens=2048)
     rows.append(("2 replicas of one pool for 4 ranks", "ranks", dataclasses.replace(pooled, replicas=2), eightfold))
     ranks = dataclasses.replace(one, replicas=2, ranks=4)

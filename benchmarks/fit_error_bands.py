@@ -2,8 +2,10 @@
 
     PLIMSOLL_DATA=../shared/data python benchmarks/fit_error_bands.py [--write]
 
-Replays the judging half of ML.ENERGY (no coefficient and no host time was fitted to it) under the roofline and, where
-the `silicon` extra is installed, the measured tables: measured over predicted median inter-token latency, row by row.
+Replays the judging half of ML.ENERGY (no coefficient and no host time was fitted to it) under the roofline, under
+`vllm-roofline` and, where the `silicon` extra is installed, under the measured tables: measured over predicted median
+inter-token latency, row by row. The roofline and the tables say nothing of a host: they get that of vLLM 0.11 on those
+machines, so their bands are of kernels beside a host that is known. `vllm-roofline` has its own.
 The error of profiles is that of `docs/validation.json`, suite `real-vllm`; that of compositions the published gains of
 H2O in suite `papers`. About a minute. Without `--write` nothing is changed; the bands are printed, and how many rows of
 each GPU lie inside the band of the other GPUs' rows.
@@ -16,7 +18,6 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ TARGET = ROOT / "src" / "plimsoll" / "perf" / "data" / "error_bands.toml"
 DATE = "2026-11-20"
 SOURCE = "https://github.com/ml-energy/leaderboard public/data (ML.ENERGY v3), judging half"
 COVERAGE = 0.8
+HOST_ADDED = ", the host time of those servers added"
 Rows = dict[str, list[float]]
 
 
@@ -44,13 +46,13 @@ def residuals(step_model: str) -> Rows:
     """Measured over predicted inter-token latency less 1 of every judged row, by GPU."""
     found: Rows = {}
     original = ml_energy._steps
-    ml_energy._steps = _builder(step_model)
+    ml_energy._steps = _steps
     try:
         for row in ml_energy._read(DATA / "ml-energy" / "llm_text.csv"):
             if ml_energy.half(row) != "judge":
                 continue
             try:
-                error = ml_energy.row_errors(row)[0]
+                error = ml_energy.row_errors(row, step_model)[0]
             except PlimsollError as refused:
                 print(f"  left out: {row['gpu']} {row['model']}: {refused}")
                 continue
@@ -62,24 +64,20 @@ def residuals(step_model: str) -> Rows:
     return found
 
 
-def _builder(step_model: str) -> Callable[..., Any]:
-    """What `ml_energy` builds its steps with, for another step model."""
-
-    @functools.lru_cache(maxsize=8)
-    def build(model: str, gpu: str, cut: Any, precision: str) -> Any:
-        card = load_accelerator(gpu)
-        generation = "blackwell" if card.architecture == "blackwell" else "hopper"
-        wanted = StepModelRequest(
-            model=ml_energy.find_model(model),
-            gpu=card,
-            parallelism=cut,
-            precision=precision,
-            overheads=load_overheads(f"vllm-0.11-{generation}{'-ep' if cut.ep > 1 else ''}"),
-            options={"allow_fallback": True} if step_model == "silicon" else {},
-        )
-        return build_step_model(step_model, wanted)
-
-    return build
+@functools.lru_cache(maxsize=8)
+def _steps(model: str, gpu: str, cut: Any, precision: str, step_model: str) -> Any:
+    """What `ml_energy` builds its steps with, with the host time of the machines measured."""
+    card = load_accelerator(gpu)
+    generation = "blackwell" if card.architecture == "blackwell" else "hopper"
+    wanted = StepModelRequest(
+        model=ml_energy.find_model(model),
+        gpu=card,
+        parallelism=cut,
+        precision=precision,
+        overheads=load_overheads(f"vllm-0.11-{generation}{'-ep' if cut.ep > 1 else ''}"),
+        options={"allow_fallback": True} if step_model == "silicon" else {},
+    )
+    return build_step_model(step_model, wanted)
 
 
 def central(errors: list[float]) -> tuple[float, float]:
@@ -107,9 +105,9 @@ def band(step_model: str, gpu: str, errors: list[float], basis: str) -> dict[str
 
 def system_bands(step_model: str) -> list[dict[str, Any]]:
     """A band of each GPU, and from the lowest end to the highest for GPUs without runs; prints why no narrower one."""
-    rows = residuals(step_model)
+    rows, host = residuals(step_model), "" if step_model == "vllm-roofline" else HOST_ADDED
     bands = [
-        band(step_model, gpu, errors, f"{len(errors)} measured vLLM runs on {gpu}")
+        band(step_model, gpu, errors, f"{len(errors)} measured vLLM runs on {gpu}{host}")
         for gpu, errors in sorted(rows.items())
     ]
     for gpu, errors in sorted(rows.items()):
@@ -118,7 +116,7 @@ def system_bands(step_model: str) -> list[dict[str, Any]]:
         print(f"{step_model}: {inside:.0%} of {len(errors)} rows of {gpu} inside the others' {low:+.0%} to {high:+.0%}")
     pooled = [error for errors in rows.values() for error in errors]
     names = " and of those on ".join(sorted(rows))
-    anywhere = band(step_model, "", pooled, f"the widest of the band of measured vLLM runs on {names}")
+    anywhere = band(step_model, "", pooled, f"the widest of the band of measured vLLM runs on {names}{host}")
     anywhere["low_frac"] = min(each["low_frac"] for each in bands)
     anywhere["high_frac"] = max(each["high_frac"] for each in bands)
     anywhere["median_abs_frac"] = max(each["median_abs_frac"] for each in bands)
@@ -173,7 +171,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="replace the data file")
     write = parser.parse_args().write
     suites = json.loads((ROOT / "docs" / "validation.json").read_text(encoding="utf-8"))
-    bands = [entry for name in ("roofline", "silicon") for entry in system_bands(name)]
+    bands = [entry for name in ("roofline", "vllm-roofline", "silicon") for entry in system_bands(name)]
     text = as_toml([*bands, profile_band(suites)], composition(suites))
     print(text)
     if write:

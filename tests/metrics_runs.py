@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,6 +92,77 @@ def single_server(rng: np.random.Generator, num_requests: int, load: float, serv
     finish_s = done_s + np.maximum.accumulate(arrival_s - (done_s - service_s))
     start_s = finish_s - service_s
     return run_of(arrival_s, start_s, finish_s, scheduled_s=start_s, end_s=float(finish_s[-1]))
+
+
+def unhurried_batch(rng: np.random.Generator, num_requests: int, stays_long: float) -> Run:
+    """Light load: nobody waits or slows anybody down, 25 ms a token, and lengths are lognormal.
+
+    Args:
+        rng: fixed by the caller.
+        num_requests: Poisson arrivals.
+        stays_long: the arrivals last that many times as long as a request stays on average.
+    """
+    tokens = np.maximum(1, rng.lognormal(4.9, 1.0, num_requests)).astype(np.int64)
+    ttft_s = rng.gamma(4.0, 0.025, num_requests)
+    stay_s = ttft_s + 0.025 * rng.gamma(100.0, 0.01, num_requests) * (tokens - 1)
+    mean_stay_s = 0.1 + 0.025 * float(np.exp(4.9 + 0.5))
+    arrival_s = np.cumsum(rng.exponential(mean_stay_s * stays_long / num_requests, num_requests))
+    finish_s = arrival_s + stay_s
+    return run_of(
+        arrival_s,
+        arrival_s + ttft_s,
+        finish_s,
+        scheduled_s=arrival_s + 0.01,
+        output_tokens=tokens,
+        end_s=float(finish_s.max()),
+    )
+
+
+def shared_server(rng: np.random.Generator, num_requests: int, load: float) -> Run:
+    """Processor sharing: all who are there get tokens at the same pace, and nobody waits; Poisson arrivals at 1/s."""
+    tokens = np.maximum(2, rng.lognormal(4.9, 0.8, num_requests)).astype(np.int64)
+    tokens_per_s = float(tokens.mean()) / load
+    arrival_s = np.cumsum(rng.exponential(1.0, num_requests))
+    first_s, finish_s = np.empty(num_requests), np.empty(num_requests)
+    served, now_s, active, sent = 0.0, 0.0, 0, 0  # served: tokens that somebody has who was there from the start
+    due: list[tuple[float, int, bool]] = []
+    while sent < num_requests or due:
+        at_s = now_s + (due[0][0] - served) * active / tokens_per_s if due else np.inf
+        if sent < num_requests and arrival_s[sent] <= at_s:
+            served += (arrival_s[sent] - now_s) * tokens_per_s / active if due else 0.0
+            now_s = float(arrival_s[sent])
+            heapq.heappush(due, (served + 1.0, sent, False))
+            heapq.heappush(due, (served + float(tokens[sent]), sent, True))
+            active, sent = active + 1, sent + 1
+        else:
+            served, request, is_last = heapq.heappop(due)
+            now_s = float(at_s)
+            (finish_s if is_last else first_s)[request] = now_s
+            active -= is_last
+    return run_of(arrival_s, first_s, finish_s, scheduled_s=arrival_s, output_tokens=tokens, end_s=now_s)
+
+
+def behind_a_link(rng: np.random.Generator, num_requests: int, load: float, link_s: float = 1.0) -> Run:
+    """Two pools: one token after 10 ms, one at a time over a link of `link_s`, nine more tokens of 10 ms each.
+
+    Poisson arrivals at `load` a second and link time; nobody waits for a scheduler.
+    """
+    arrival_s = np.cumsum(rng.exponential(link_s / load, num_requests))
+    first_s = arrival_s + 0.01
+    busy_s = link_s * np.arange(1, num_requests + 1)
+    second_s = busy_s + np.maximum.accumulate(first_s - (busy_s - link_s))
+    ends_s = np.column_stack([first_s, second_s, *(second_s + 0.01 * k for k in range(1, 9))])
+    # One lane a request: ten steps each.
+    timeline = timeline_of(list(ends_s), [(k, 10 * k, 10 * (k + 1)) for k in range(num_requests)])
+    return run_of(
+        arrival_s,
+        first_s,
+        ends_s[:, -1],
+        scheduled_s=arrival_s,
+        output_tokens=np.full(num_requests, 10),
+        timeline=timeline,
+        end_s=float(ends_s.max()),
+    )
 
 
 def waits_s(rng: np.random.Generator, num_requests: int, load: float, warmup: int) -> np.ndarray:

@@ -9,9 +9,9 @@ from typing import Any
 from plimsoll.perf.profiles.own_experts import expected_experts
 from plimsoll.perf.profiles.own_format import Row
 from plimsoll.perf.profiles.own_grids import pairs_of
+from plimsoll.perf.profiles.own_work import OF_SEQUENCES, calls_of, expert_work_of, token_operators, work_of
 from plimsoll.profiler.shapes import Limits, Shape
 from plimsoll.profiler.survey import Survey
-from plimsoll.profiler.work import OF_SEQUENCES, calls_of, expert_work_of, token_operators, work_of
 from tests.own_profiles import CONFIG, FLOP_PER_US, open_store
 
 LIMITS = Limits(max_tokens=512, max_seqs=32, max_length=1151)

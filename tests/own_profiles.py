@@ -9,11 +9,11 @@ from typing import Any
 from plimsoll.catalog.models import load_model
 from plimsoll.perf.profiles.own_format import FORMAT, Row
 from plimsoll.perf.profiles.own_shape import shape_of
+from plimsoll.perf.profiles.own_work import calls_of, work_of
 from plimsoll.profiler.device import cpu_device, device_toml, identity
 from plimsoll.profiler.shapes import Limits, Shape
 from plimsoll.profiler.store import Store
 from plimsoll.profiler.survey import Survey
-from plimsoll.profiler.work import calls_of, work_of
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -6,13 +6,18 @@ import argparse
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import validation
-from plimsoll.core.errors import PlimsollError
+from plimsoll.core.errors import InputError, PlimsollError
+
+FILES = {"schedules": ("*.jsonl.gz", "*.jsonl"), "inferencex": ("*.csv",), "ml-energy": ("llm_text.csv",)}
+"""Suites that read single files, and which files of a folder those are; the other suites read folders."""
 
 
 def main() -> int:
@@ -31,16 +36,40 @@ def main() -> int:
     if options and "limit" not in inspect.signature(suite.run).parameters:
         parser.error(f"suite {arguments.suite} has no --limit")
     try:
-        result = {"suite": arguments.suite, **suite.run(arguments.data, **options)}
+        paths = files_of(arguments.suite, arguments.data)
+        result = {"suite": arguments.suite, **suite.run(paths, **options)}
     except PlimsollError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     result.pop("plots", None)  # for the page that `_report` writes
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print(f"{arguments.suite}: {'passed' if result['passed'] else 'FAILED'}: {result['summary']}")
+    verdict = "passed" if result["passed"] else "FAILED"
+    _say(json.dumps(result, indent=2) if arguments.json else f"{arguments.suite}: {verdict}: {result['summary']}")
     return 0 if result["passed"] else 1
+
+
+def files_of(suite: str, paths: Sequence[Path]) -> list[Path]:
+    """The paths with folders replaced by the suite's files in them, where it reads files.
+
+    Raises:
+        InputError: a folder that holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = [path]
+        if suite in FILES and path.is_dir():
+            inside = sorted(file for pattern in FILES[suite] for file in path.glob(pattern) if file.is_file())
+        if not inside:
+            raise InputError("--data", str(path), f"this folder holds no {' or '.join(FILES[suite])}")
+        found += inside
+    return found
+
+
+def _say(text: str) -> None:
+    """Print; a reader that has gone (``| head``) is no error, and Python must not say so at exit."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

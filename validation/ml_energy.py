@@ -1,7 +1,8 @@
 """Suite `ml-energy`: inter-token latency, throughput, watts and joules per token of measured vLLM configurations.
 
 Every row's benchmark run is simulated as it was done (`_ml_energy_load`): all requests at once, `max_num_seqs` running,
-figures of the benchmark's own window. Steps cost what `plimsoll.perf.vllm_steps` says.
+figures of the benchmark's own window. Steps cost what ``--step-model vllm-roofline`` says; what the plain roofline with
+`vllm-v1`'s host time, the default, makes of the same rows stands beside (`plain_roofline`).
 
 Assumed, because the data do not say: lengths of prompts and the spread of lengths (``ml_energy_runs.toml``); expert
 parallelism with one data-parallel rank has its attention cut by tensor parallelism over the same GPUs.
@@ -19,7 +20,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -32,15 +33,18 @@ from plimsoll.core.errors import InputError, PlimsollError, UnknownNameError
 from plimsoll.core.run import Run
 from plimsoll.core.step import StepShape
 from plimsoll.engine import simulate
+from plimsoll.perf.build import build_step_model
 from plimsoll.perf.memory import MemoryAssumptions, kv_capacity
+from plimsoll.perf.overheads import load_overheads
+from plimsoll.perf.request import StepModelRequest
 from plimsoll.perf.roofline import Roofline
-from plimsoll.perf.vllm_steps import VllmRoofline
 from plimsoll.planner.sizing import engine_config, with_ranks
 from validation import _ml_energy_load as load
 
 AIMS = {"itl": 0.12, "throughput": 0.12, "power": 0.15, "energy": 0.15}
 PRECISIONS = {"bfloat16": "bf16", "fp8": "fp8", "mxfp4": "fp4", "float16": "fp16"}
 GPUS = {"H100": "H100-SXM"}
+STEP_MODEL, PLAIN = "vllm-roofline", "roofline"
 # The same architecture under another name; only weights differ.
 SAME_SHAPE = {
     "Qwen/Qwen3-Coder-30B-A3B-Instruct": "Qwen/Qwen3-30B-A3B-Instruct-2507",
@@ -57,21 +61,25 @@ def run(paths: Sequence[Path]) -> dict[str, Any]:
     """
     rows = [row for path in paths for row in _read(path)]
     errors: dict[str, list[tuple[float, ...]]] = {"all": [], "tune": [], "judge": []}
+    plain: dict[str, list[tuple[float, ...]]] = {}
     refused: Counter[str] = Counter()
     groups: dict[str, list[tuple[float, ...]]] = {}
     for row in rows:
         try:
-            found = row_errors(row)
+            found, beside = row_errors(row), row_errors(row, PLAIN)
         except PlimsollError as error:
             refused[str(error).splitlines()[0][:100]] += 1
             continue
         errors["all"].append(found)
         errors[half(row)].append(found)
+        for name in ("all", half(row)):
+            plain.setdefault(name, []).append(beside)
         groups.setdefault(f"{row['gpu']} {row['model'].split('/')[-1]}", []).append(found)
     figures: dict[str, Any] = _figures(errors["all"])
     figures["answered_frac"] = round(len(errors["all"]) / max(1, len(rows)), 4)
     for name in ("tune", "judge"):
         figures[name] = _figures(errors[name])
+    figures["plain_roofline"] = {name: _figures(plain.get(name, [])) for name in ("all", "tune", "judge")}
     figures["by_model"] = {name: _figures(part) for name, part in sorted(groups.items())}
     figures["refused"] = dict(refused)
     figures["assumptions"] = {
@@ -130,13 +138,13 @@ def _read(path: Path) -> list[Row]:
     return rows
 
 
-def row_errors(row: Row) -> tuple[float, ...]:
+def row_errors(row: Row, step_model: str = STEP_MODEL) -> tuple[float, ...]:
     """Signed relative errors of ITL, throughput, watts and joules per token of one row.
 
     Raises:
         PlimsollError: a model or GPU that the catalogue lacks, or a deployment that does not fit.
     """
-    ours = predict(row)
+    ours = predict(row, step_model)
     measured = (
         number(row, "median_itl_ms") / 1e3,
         number(row, "output_tokens_per_s"),
@@ -161,9 +169,9 @@ def number(row: Row, column: str) -> float:
     return value
 
 
-def predict(row: Row) -> tuple[float, float, float, float]:
+def predict(row: Row, step_model: str = STEP_MODEL) -> tuple[float, float, float, float]:
     """Median ITL in s, output tokens per s, W of all GPUs, J per output token."""
-    steps = _steps(row["model"], GPUS.get(row["gpu"], row["gpu"]), _cut(row), _precision(row))
+    steps = _steps(row["model"], GPUS.get(row["gpu"], row["gpu"]), _cut(row), _precision(row), step_model)
     return _figures_of(run_of(row, steps), int(number(row, "max_num_seqs")), steps)
 
 
@@ -229,8 +237,16 @@ def _as_served(model: ModelSpec) -> ModelSpec:
 
 
 @functools.lru_cache(maxsize=8)
-def _steps(model: str, gpu: str, cut: Parallelism, precision: str) -> Roofline:
-    return VllmRoofline(find_model(model), load_accelerator(gpu), cut, precision)
+def _steps(model: str, gpu: str, cut: Parallelism, precision: str, step_model: str = STEP_MODEL) -> Roofline:
+    """What commands build for ``--step-model`` and ``--engine vllm-v1``."""
+    request = StepModelRequest(
+        model=find_model(model),
+        gpu=load_accelerator(gpu),
+        parallelism=cut,
+        precision=precision,
+        overheads=load_overheads("vllm-v1"),
+    )
+    return cast(Roofline, build_step_model(step_model, request))
 
 
 def _figures_of(run_: Run, seats: int, steps: Roofline) -> tuple[float, float, float, float]:

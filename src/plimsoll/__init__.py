@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     from plimsoll.api.planning import plan
     from plimsoll.api.profiling import profile
     from plimsoll.api.simulation import simulate
+    from plimsoll.api.study import study_engines as study
 
-__all__ = ["__version__", "calibrate", "capacity", "catalog", "plan", "profile", "simulate"]
+__all__ = ["__version__", "calibrate", "capacity", "catalog", "plan", "profile", "simulate", "study"]
 
 _HOMES = {
-    "calibrate": "calibrating",
-    "capacity": "capacity",
-    "catalog": "catalogue",
-    "plan": "planning",
-    "profile": "profiling",
-    "simulate": "simulation",
+    "calibrate": "calibrating.calibrate",
+    "capacity": "capacity.capacity",
+    "catalog": "catalogue.catalog",
+    "plan": "planning.plan",
+    "profile": "profiling.profile",
+    "simulate": "simulation.simulate",
+    "study": "study.study_engines",
 }
 
 
@@ -40,4 +42,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'plimsoll' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"plimsoll.api.{_HOMES[name]}"), name)
+    module, verb = _HOMES[name].split(".")
+    return getattr(importlib.import_module(f"plimsoll.api.{module}"), verb)

@@ -232,19 +232,29 @@ def test_places_that_cannot_be_written_are_refused_before_anything_runs(capsys: 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+BROKEN = "class Broken:\n    def __init__(self, config):"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("class Other: pass\n", "class named Broken"),
         ("import nowhere_at_all\n", "ModuleNotFoundError"),
-        ("class Broken:\n    def __init__(self, config): raise ValueError('no')\n", "in line 2: ValueError: no"),
-        ("class Broken:\n    def __init__(self, config): pass\n", "no attribute 'plan'"),
-        ("class Broken:\n    def __init__(self, config): pass\n    def plan(self, r):\n        return 3\n", "'int'"),
+        (f"{BROKEN} raise ValueError('no')\n    def plan(self, r): ...\n", "in __init__(), line 2: ValueError: no"),
+        ("import sys\nsys.exit(0)\n", "failed in line 2: SystemExit: 0"),
+        (f"{BROKEN} pass\n", "no method plan(view)"),
+        (f"{BROKEN} pass\n    def plan(self, r):\n        return 3\n", "plan(), line 3, returned 3;"),
     ],
-    ids=["no class", "no import", "raises", "no plan", "no step plan"],
+    ids=["no class", "no import", "raises", "exits", "no plan", "no step plan"],
 )  # fmt: skip
-def test_a_broken_policy_file_is_named(capsys: Capture, tmp_path: Path, text: str, words: str) -> None:
+def test_a_broken_policy_file_is_named(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
     (tmp_path / "broken.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    relative = run(capsys, *SIMULATE, "--engine", "./broken.py")
+    assert (relative.code, relative.stderr.count("\n")) == (2, 1)
+    assert words in relative.stderr
     outcome = run(capsys, *SIMULATE, "--engine", str(tmp_path / "broken.py"))
     assert (outcome.code, outcome.stderr.count("\n")) == (2, 1)
     assert "broken.py" in outcome.stderr

@@ -16,7 +16,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), 
 CASE: dict[str, Any] = {"model": "Llama-3.1-8B", "prompt_tokens": 200, "output_tokens": 20, "ttft_ms": 1000.0}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["simulate", "capacity", "plan", "place"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["simulate", "study", "capacity", "plan", "place"])
 def test_the_examples_of_the_page_run(example: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(example, str(PAGE), "exec"), {})
     assert capsys.readouterr().out.strip()
@@ -26,7 +26,7 @@ def test_every_public_name_is_importable_and_documented() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for name in plimsoll.__all__:
         assert getattr(plimsoll, name)
-    for name in ("simulate", "capacity", "plan"):
+    for name in ("simulate", "study", "capacity", "plan"):
         assert f"plimsoll.{name}(" in text
         assert getattr(plimsoll, name).__doc__
 

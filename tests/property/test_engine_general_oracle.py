@@ -6,9 +6,11 @@ like. A policy without a case fails `test_every_policy_has_a_case`.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from plimsoll.core.run import Status
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.general_plan import GeneralPolicy
+from plimsoll.engine.general_rules import longest_sequence
 from plimsoll.engine.plugins import list_plugins, load_plugin
 from tests.oracle.models import KinkedModel, SkewedModel, maybe_skewed
 from tests.oracle.naive_general import naive_general
@@ -34,6 +37,7 @@ ELSEWHERE = {
 LAYERS = [((1, None),), ((1, None),), ((3, None), (5, 40)), ((2, 16), (1, 90))]
 
 # What each option may be in a random case. Every policy of the general kernel has a line.
+SCRATCH = tempfile.TemporaryDirectory(prefix="confusion-")
 OPTIONS: dict[str, dict[str, list[Any]]] = {
     "fastertransformer": {"padding": [True, False], "pad_rows": [True, True, False], "return_together": [True, False]},
     "flexgen": {
@@ -73,6 +77,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "num_buckets": [1, 4, 10],
         "max_output": [0, 40, 200],
         "accuracy": [0.0, 0.6, 1.0],
+        "confusion": ["", "random"],
         "predictor_seed": [0, 7],
         "swap_block_s": [0.0, 1e-4],
     },
@@ -101,7 +106,15 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "base_split": [7, 64, 512],
         "tuning_factor": [0.5, 1.0, 1.7],
     },
-    "llamacpp": {"parallel": [1, 2, 4], "batch_size": [32, 70, 2048], "ubatch_size": [4, 11, 32]},
+    "llamacpp": {
+        "parallel": [1, 2, 4],
+        "batch_size": [32, 70, 2048],
+        "ubatch_size": [4, 11, 32],
+        "gpu_layers": [-1, 9],  # this and the host's: of memory and seconds, never of the schedule
+        "host_gb_per_s": [0.0, 50.0],
+        "host_tflops": [0.0, 2.0],
+        "host_gib": [0.0, 64.0],
+    },
 }
 
 
@@ -125,6 +138,18 @@ def random_workload(rng: np.random.Generator) -> Workload:
     )
 
 
+def possible(policy: str, options: dict[str, Any], longest: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Options that go together: a prefill budget with which TGI starts; a confusion matrix in the place of a share."""
+    if 0 < options.get("max_batch_prefill_tokens", 0) < longest:
+        return {**options, "max_batch_prefill_tokens": longest}
+    if policy != "s3" or not options["confusion"]:
+        return options
+    size = options["num_buckets"]
+    path = Path(SCRATCH.name) / f"confusion-{rng.integers(1 << 30)}.csv"
+    np.savetxt(path, rng.dirichlet(np.full(size, 0.3), size), delimiter=",")
+    return {**{name: value for name, value in options.items() if name != "accuracy"}, "confusion": str(path)}
+
+
 def random_case(policy: str, seed: int) -> tuple[Workload, EngineConfig, KinkedModel | SkewedModel, float | None]:
     rng = np.random.default_rng([seed, *policy.encode()])
     workload = random_workload(rng)
@@ -139,8 +164,9 @@ def random_case(policy: str, seed: int) -> tuple[Workload, EngineConfig, KinkedM
         max_model_len=int(rng.choice([1 << 20, 2 * longest.max(), longest.max(), np.median(longest) + 1])),
         replicas=1 if workload.concurrency is not None else int(rng.choice([1, 1, 2])),
         policy=policy,
-        options={name: values[int(rng.integers(len(values)))] for name, values in OPTIONS[policy].items()},
     )
+    options = {name: values[int(rng.integers(len(values)))] for name, values in OPTIONS[policy].items()}
+    config = dataclasses.replace(config, options=possible(policy, options, longest_sequence(config), rng))
     model = KinkedModel(kink=int(rng.choice([13, 200, 5000])), layers=LAYERS[int(rng.integers(len(LAYERS)))])
     duration_s = float(rng.uniform(0.01, 2.0)) if rng.random() < 0.25 else None
     return workload, config, maybe_skewed(model, rng), duration_s

@@ -21,7 +21,8 @@ from plimsoll.engine.plugins import list_plugins
 from plimsoll.engine.prompts_ahead import PromptsAhead
 from plimsoll.engine.split_machine import SplitMachine
 from tests.oracle.models import KinkedModel, LinedModel, SkewedModel
-from tests.oracle.naive_pools import naive_pools
+from tests.oracle.naive_pools import Box, NaiveSplitwise, naive_pools
+from tests.oracle.naive_vllm import Request
 from tests.property.test_engine_cluster_oracle import assert_same
 from validation.schedules import OneSecond
 
@@ -36,6 +37,19 @@ class Silent:
     def scheduled(self, *_: object) -> None: ...
 
     def stepped(self, *_: object) -> None: ...
+
+
+class WatchedSplitwise(NaiveSplitwise):
+    """One that writes down the blocks in use at each end of a step, by machine and time."""
+
+    def __init__(self, workload: Workload, config: EngineConfig, model: Any) -> None:
+        super().__init__(workload, config, model)
+        self.used_at: dict[tuple[int, float], int] = {}
+
+    def results(self, box: Box, now_s: float) -> list[Request]:
+        finished = super().results(box, now_s)
+        self.used_at[box.number, now_s] = self.used(box)
+        return finished
 
 
 def options_of(engine: str, rng: np.random.Generator, *, pending: list[int]) -> dict[str, Any]:
@@ -104,7 +118,8 @@ def tied_case(seed: int, engine: str) -> tuple[Workload, EngineConfig, Any, floa
         engine, rng, options, block_size=4, num_blocks=int(rng.choice([14, 20, 60])),
         max_num_seqs=int(rng.choice([2, 4, 16])), max_num_batched_tokens=int(rng.choice([8, 16, 64])),
     )  # fmt: skip
-    return workload, config, OneSecond(), None if rng.random() < 0.7 else float(rng.integers(3, 60)) / 2 + float(seed % 2) / 10
+    cut_s = None if rng.random() < 0.7 else float(rng.integers(3, 60)) / 2 + (seed % 2) / 10
+    return workload, config, OneSecond(), cut_s
 
 
 def steady_case(seed: int, engine: str) -> tuple[Workload, EngineConfig, Any, float | None]:
@@ -174,6 +189,25 @@ def test_a_run_that_is_cut_at_the_end_of_a_step_has_its_tokens(engine: str) -> N
                     seen["first tokens"] += int((run.first_token_s == cut_s).sum())
                     seen["last tokens"] += int((run.finish_s == cut_s).sum())
     assert min(seen["first tokens"], seen["last tokens"]) > CASES // 30, seen
+
+
+def test_the_log_of_splitwise_says_whose_memory_is_set_aside() -> None:
+    """At each end of a step, after its results, and before KV that leaves at that instant has left."""
+    rows = 0
+    for seed in range(CASES // 15):
+        for make in (overload_case, tied_case, steady_case):
+            workload, config, model, _ = make(seed, "splitwise")
+            config = dataclasses.replace(config, keep_step_log=True)
+            log = simulate(workload, config, model, observer=Silent()).step_log
+            naive = WatchedSplitwise(workload, config, model)
+            naive.run(math.inf)
+            assert log is not None
+            columns = (log.replica, log.time_s, log.used_blocks)
+            listed = zip(*(column.tolist() for column in columns), strict=True)
+            found = {(number, end_s): blocks for number, end_s, blocks in listed}
+            assert found == naive.used_at, f"seed {seed}, {make.__name__}: {config}"
+            rows += len(found)
+    assert rows > 50 * CASES
 
 
 def test_the_cases_take_every_way_through_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from plimsoll.api.calibrating import calibrate
+from plimsoll.api.calibrations import step_model_identity
 from plimsoll.api.capacity import capacity
 from plimsoll.api.planning import plan
 from plimsoll.api.simulation import simulate
@@ -248,3 +249,10 @@ def test_servers_with_other_blocks_are_not_mixed(tmp_path: Path, cpu_server: lis
     files = [str(DATA / "vllm_bench" / "closed.json"), str(DATA / "vllm_metrics" / "after.txt"), str(other)]
     with pytest.raises(InputError, match=r"512 of 128 tokens, 1024 of 128 tokens.*different servers"):
         calibrate(results=",".join(files), **fields, max_model_len=1152)
+
+
+def test_a_calibration_belongs_to_the_step_model_with_its_options_but_to_no_folder() -> None:
+    assert step_model_identity("profile:/some/where") == "profile"
+    assert step_model_identity("profile:a+h2o,ratio=0.2") == "profile+h2o,ratio=0.2"
+    assert step_model_identity("vllm-roofline:sampler=greedy") == "vllm-roofline:sampler=greedy"
+    assert step_model_identity("vllm-roofline") == "vllm-roofline"

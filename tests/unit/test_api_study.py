@@ -119,9 +119,10 @@ def test_the_command_line_prints_a_table_and_keeps_the_study(
     assert main(["study", "engines", "--engines", "vllm-v1,distserve", *FLAGS, "--out", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "2 engines on the same 40 requests" in shown.splitlines()[0]
-    assert [line.split()[0] for line in shown.splitlines() if line.startswith(("vllm", "distserve"))] == [
-        "vllm-v1", "distserve",
-    ]  # fmt: skip
+    lines = [line for line in shown.splitlines() if line.startswith(("vllm", "distserve"))]
+    assert [line.split()[0] for line in lines] == 3 * ["vllm-v1", "distserve"], "the table and two charts"
+    assert ["█" in line for line in lines] == 2 * [False] + 4 * [True]
+    assert shown.splitlines()[-1] == f"charts: {folder / 'engines.html'}"
     assert sorted(path.name for path in folder.iterdir()) == [
         "engines.html", "requests-1-vllm-v1.csv", "requests-2-distserve.csv", "result.json", "scenario.yaml",
     ]  # fmt: skip

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from plimsoll.core.errors import (
+    MOST_LISTED,
     InfeasibleError,
     InputError,
     MissingExtraError,
@@ -42,6 +43,14 @@ def test_what_is_like_nothing_lists_what_there_is() -> None:
     assert closest_names("xyzzy", NAMES) == []
     assert "known: A100-SXM-80GB, H100-PCIe" in str(UnknownNameError("--gpu", "xyzzy", NAMES))
     assert closest_names("", NAMES) == []
+
+
+def test_a_long_list_says_how_much_of_it_is_left_out() -> None:
+    few = [f"name-{i:02}" for i in range(MOST_LISTED)]
+    assert all(name in str(UnknownNameError("--gpu", "xyzzy", [*few, few[0]])) for name in few)
+    assert "more" not in str(UnknownNameError("--gpu", "xyzzy", few))
+    text = str(UnknownNameError("--gpu", "xyzzy", [*few, "name-99"]))
+    assert text.endswith(f"name-{MOST_LISTED // 2 - 1:02} and {MOST_LISTED // 2 + 1} more")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
+import math
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ from plimsoll.core.columns import floats, ints
 from plimsoll.core.run import Run
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, cluster, counting, simulate
-from plimsoll.engine.counting import CountingFleet, PairFleet, TooPatientError
+from plimsoll.engine.counting import CountingFleet, TooPatientError
 from plimsoll.engine.outlook import Outlook
 from plimsoll.engine.policies.vllm_v1 import VllmV1
 from plimsoll.engine.replica import Replica
@@ -164,7 +166,7 @@ def test_of_two_replicas_that_are_drawn_the_others_are_left_alone(calls: Counter
     assert num / 4 < calls["turn"] < 0.8 * all_turns
 
 
-@pytest.mark.parametrize("kind", [CountingFleet, PairFleet])
+@pytest.mark.parametrize("kind", [CountingFleet])
 def test_however_it_is_asked_a_fleet_counts_the_same(
     kind: type[CountingFleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,10 +175,9 @@ def test_however_it_is_asked_a_fleet_counts_the_same(
 
     class Asks:
         needs_state = counts_requests = True
-        looks_at_few = kind is PairFleet
 
         def choose(self, fleet: Any, request: int, now_s: float, /) -> int:
-            assert type(fleet) is kind
+            assert type(fleet) is CountingFleet
             one = fleet.load(request % 4)
             every = list(fleet.loads())
             assert every[request % 4] == one
@@ -238,12 +239,53 @@ def test_ends_at_one_instant_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
     run = simulate(workload, engine(replicas=2), Second())
     assert run.replica.tolist() == [0, 1, 0, 1, 0, 1, 0]
     seen: list[list[int]] = []
-    original = counting.CountingFleet.loads
+    original = counting.CountingFleet._catch_up_all
 
-    def loads(self: CountingFleet) -> list[int]:
-        seen.append(list(original(self)))
-        return original(self)
+    def catch_up(self: CountingFleet, now_s: float) -> float:
+        soon_s = original(self, now_s)
+        assert soon_s > now_s
+        seen.append(list(self._loads))
+        return soon_s
 
-    monkeypatch.setattr(counting.CountingFleet, "loads", loads)
+    monkeypatch.setattr(counting.CountingFleet, "_catch_up_all", catch_up)
     simulate(workload, engine(replicas=2), Second())
     assert seen[-1] == [0, 3]
+
+
+@pytest.mark.parametrize("budget", [24, 64, 512])
+def test_a_lane_tells_of_every_end_in_order(budget: int) -> None:
+    """Whoever asks a lane gets each answer's time once, whether it ends among decodes, chunks or both."""
+    workload = load(120, 0.004, 90, 12, seed=3)
+    config = engine(replicas=1, max_num_batched_tokens=budget, num_blocks=90)
+    requests = Requests(workload, config.max_model_len)
+    replica = Replica(requests, config, KinkedModel(), VllmV1(config), 0)
+    told: deque[float] = deque()
+    replica.lane.ended = told
+    replica.push(list(range(120)), workload.arrival_s.tolist())
+    replica.advance(math.inf)
+    run = simulate(workload, config, KinkedModel())
+    assert list(told) == sorted(run.finish_s.tolist())
+
+
+def test_arrivals_of_one_instant_are_taken_at_once_and_later_ones_are_not() -> None:
+    workload = Workload(arrival_s=floats([1.0, 1.0, 2.0]), prompt_tokens=ints([4] * 3), output_tokens=ints([2] * 3))
+    config = engine(replicas=1)
+    replica = Replica(Requests(workload, config.max_model_len), config, KinkedModel(), VllmV1(config), 0)
+    replica.push([0, 1, 2], [1.0, 1.0, 2.0])
+    for now_s, waiting, next_s in ((1.0, [0, 1], 2.0), (1.5, [0, 1], 2.0), (2.0, [0, 1, 2], math.inf)):
+        replica.now_s = now_s
+        replica._take_arrivals()
+        assert list(replica.waiting) == waiting
+        assert replica.next_arrival_s == next_s
+
+
+def test_every_request_knows_its_replica(calls: Counter[str]) -> None:
+    """Written down in one go at the end; a request that was refused has none."""
+    workload = load(60, 0.01, 60, 30)
+    too_long = np.where(np.arange(60) == 7, 3000, workload.prompt_tokens)  # more than the KV memory
+    workload = dataclasses.replace(workload, prompt_tokens=ints(too_long))
+    for router in (*ROUTERS, "least-pending-tokens"):
+        run = simulate(workload, engine(router), KinkedModel())
+        assert run.replica[7] == -1
+        assert set(np.delete(run.replica, 7).tolist()) == {0, 1, 2, 3}
+    assert calls["turn"]

@@ -18,11 +18,13 @@ from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, plugins, simulate
 from plimsoll.engine.bridge import Bridge
 from plimsoll.engine.cluster import CLUSTERS
+from plimsoll.engine.clusters.splitwise import Splitwise
 from plimsoll.engine.decode_instance import DecodeInstance
 from plimsoll.engine.disaggregated import Machine
 from plimsoll.engine.pools import PooledEngine
 from plimsoll.engine.prompts_ahead import PromptsAhead
 from plimsoll.engine.requests import Requests
+from plimsoll.engine.split_machine import NEVER_STUCK, Needs, SplitMachine
 from tests.oracle.models import KinkedModel, SkewedModel
 from validation.schedules import OneSecond
 
@@ -138,6 +140,75 @@ def test_a_request_costs_what_happens_to_it(name: str, calls: Counter[str]) -> N
         assert run.num_steps > 20 * num
         assert num < calls["begin_decodes"] < 2.2 * num
         assert calls["cut"] < 3.2 * num
+
+
+def test_a_token_machine_in_the_mixed_pool_is_left_behind_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It joins when prompts come in a burst, and has decodes all the time, so it does not go home."""
+    asked: list[int] = []
+    find = Splitwise._find
+
+    def counted(self: Splitwise, request: int, now_s: float) -> Any:
+        asked.append(request)
+        return find(self, request, now_s)
+
+    monkeypatch.setattr(Splitwise, "_find", counted)
+    options = {"max_pending_tokens": 100}
+    config = engine("splitwise", 1, 1, num_blocks=4000, max_num_seqs=64, options=options)
+    workload = load(300, 0.02, output=200)
+    burst = dataclasses.replace(workload, arrival_s=floats(np.concatenate([np.zeros(20), workload.arrival_s[:-20]])))
+    same_as_single_steps(burst, config, KinkedModel())
+    asked.clear()
+    simulate(burst, config, KinkedModel())
+    assert 0 < len(asked) < 60, "a burst has to be shared, and later arrivals find the prompt machine with room"
+
+
+def split_machine(num: int, *, prompt: int, room: bool = True, **sizes: int) -> SplitMachine:
+    """A prompt machine where so many prompts wait."""
+    config = EngineConfig(**{"num_blocks": 100, "block_size": 4, "max_num_batched_tokens": 20, **sizes})
+    lengths = ints([prompt] * num)
+    workload = Workload(arrival_s=floats([0.0] * num), prompt_tokens=lengths, output_tokens=lengths + 5)
+    machine = SplitMachine(Requests(workload, 1 << 20), config, OneSecond(), 0, None)
+    machine.needs = Needs(whole_blocks=[10] * num, has_room=bytearray([room] * num), max_preemptions=4)
+    machine.waiting.extend(range(num))
+    machine.pending_tokens = num * prompt
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sizes", "together"),
+    [(30, {}, 1), (20, {}, 1), (11, {}, 1), (10, {}, 2), (4, {}, 3), (4, {"max_num_seqs": 1}, 1)],
+)
+def test_prompts_that_fit_into_a_step_go_together(prompt: int, sizes: dict[str, int], together: int) -> None:
+    machine = split_machine(3, prompt=prompt, **sizes)
+    machine.stuck_at = machine.free_blocks, 2, 0
+    assert machine.begin(2.0, 100.0)
+    assert machine.computing == list(range(together))
+    assert list(machine.waiting) == list(range(together, 3))
+    assert (machine.began_s, machine.now_s, machine.busy) == (2.0, 3.0, True)
+    assert machine.stuck_at == NEVER_STUCK, "what was found before these began says nothing any more"
+
+
+def test_a_prompt_alone_begins_when_there_is_room() -> None:
+    machine = split_machine(1, prompt=4, room=False, num_blocks=9)
+    assert not machine.begin(0.0, 100.0)
+    machine.releases.append((1.5, 1))
+    assert not machine.begin(1.0, 100.0), "ten blocks are needed, and the tenth leaves later"
+    assert machine.begin(2.0, 100.0)
+    assert (machine.computing, machine.free_blocks) == ([0], 0)
+
+
+@pytest.mark.parametrize(("seats", "at_once"), [(3, True), (2, False)])
+def test_kv_that_comes_decodes_at_once_where_there_are_seats(seats: int, *, at_once: bool) -> None:
+    machine = split_machine(3, prompt=4, max_num_seqs=seats)
+    machine.waiting.clear()
+    machine.coming.extend([(1.0, 0), (2.0, 1), (5.5, 2)])
+    assert machine.begin(2.0, 100.0)
+    assert (machine.lane.num, list(machine.running), machine.paused_at) == (2, [0, 1], {})
+    assert list(machine.lane.ends) == [3.0, 4.0, 5.0, 6.0], "up to the KV that comes next"
+    machine.busy = False
+    assert machine.begin(6.0, 100.0)
+    assert (machine.lane.num, list(machine.running)) == (2 + at_once, [0, 1, 2])
+    assert list(machine.paused_at) == ([] if at_once else [2])
 
 
 def test_nobody_looks_at_the_bridge_without_room(calls: Counter[str]) -> None:

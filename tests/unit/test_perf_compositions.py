@@ -77,7 +77,8 @@ def test_every_file_documents_itself(name):
         ("nanoflow,nano=2.5", InputError, "whole number"),
         ("kv_offload,overlap=maybe", InputError, "on or off"),
         ("h2o,ratio=nan", InputError, "finite"),
-        ("h2o+", UnknownNameError, "composition"),
+        ("h2o+", InputError, "behind every"),
+        ("h2o+nanoflow+H2O", InputError, "write h2o once"),
     ],
 )
 def test_what_cannot_be_parsed_is_refused(text, error, match):
@@ -100,7 +101,8 @@ def test_what_cannot_be_parsed_is_refused(text, error, match):
         ("speculative,draft=x", {}, "method=draft"),
         ("speculative,method=tree", {}, "draft, ngram, mtp"),
         ("speculative,acceptance=1.2", {}, "from 0 to 1"),
-        ("llm_int8", {"precision": "fp8", "gpu": "H100-SXM"}, "fp16 or bf16"),
+        ("h2o,ratio=0.0004", {}, "from 0.001"),
+        ("kv_offload,gb_per_s=-1", {}, "above 0"),
         ("sparsity,speedup=3", {}, "1 to 2"),
     ],
 )
@@ -115,6 +117,10 @@ def test_bad_options_are_refused(stack, changes, match):
         ("speculative,method=draft,draft=meta-llama/Llama-3.1-70B", {}, "not smaller than the target"),
         ("sparsity", {"gpu": "T4", "precision": "fp16"}, "Ampere"),
         ("sparsity", {"precision": "int4"}, "2:4 sparsity needs"),
+        ("llm_int8", {"precision": "fp8", "gpu": "H100-SXM"}, "these are fp8"),
+        ("awq", {"precision": "fp8", "gpu": "H100-SXM"}, "awq quantises fp16 or bf16"),
+        ("awq+smoothquant", {}, "smoothquant quantises fp16 or bf16 weights, and these are int4"),
+        ("smoothquant+awq", {}, "awq quantises fp16 or bf16 weights, and these are int8"),
     ],
 )
 def test_what_a_gpu_or_a_model_cannot_do_is_infeasible(stack, changes, match):
@@ -244,7 +250,8 @@ def test_an_offloaded_cache_hides_behind_compute_until_it_does_not():
     serial = built("kv_offload,share=0.5,gb_per_s=20,overlap=off").step_s(0, 0, 0, 0, 0, 8, 10**4)
     assert serial == pytest.approx(PLAIN.step_s(0, 0, 0, 0, 0, 8, 10**4) + per_token * 10_008)
     away = effect("kv_offload,share=0.75,tier=disk")
-    assert (away.gpu_kv_share, away.kv_tier, away.gpu_tokens(1000)) == (0.25, "disk", 250)
+    assert (away.gpu_kv_share, away.kv_tier) == (pytest.approx(0.25 + 0.75 * 2 / 32), "disk")
+    assert (away.tier_tokens(1000), away.tier_bytes) == (750, 931 * 2**30)
 
 
 def test_the_disk_is_shared_by_the_gpus():
@@ -255,7 +262,8 @@ def test_the_disk_is_shared_by_the_gpus():
 
 def test_infinigen_keeps_partial_keys():
     kept = effect("infinigen")
-    assert kept.gpu_kv_share == pytest.approx(0.15)
+    assert kept.gpu_kv_share == pytest.approx(0.15 + 0.1 * 2 / 32)
+    assert kept.tier_tokens(1000) == 1000
     assert kept.kv_tier == "cpu"
     assert kept.extra_bytes == pytest.approx(0.025 * weight_bytes(load_model("meta-llama/Llama-3.1-8B"), "bf16"))
     far, near = built("kv_offload").decode_line(1, 10**6)[1], built("infinigen").decode_line(1, 10**6)[1]

@@ -62,9 +62,10 @@ def test_a_gpu_without_runs_gets_no_narrower_a_band_than_any_with() -> None:
         assert anywhere["median_abs_frac"] >= row["median_abs_frac"]
 
 
-def test_a_gpu_with_runs_gets_its_own_band() -> None:
-    own = next(row for row in ROWS if row["step_model"] == "roofline" and row["gpu"] == "H100-SXM")
-    band = band_of("roofline", "H100-SXM")
+@pytest.mark.parametrize("step_model", ["roofline", "vllm-roofline"])
+def test_a_gpu_with_runs_gets_its_own_band(step_model: str) -> None:
+    own = next(row for row in ROWS if row["step_model"] == step_model and row["gpu"] == "H100-SXM")
+    band = band_of(step_model, "H100-SXM")
     assert (band.low_frac, band.high_frac, band.num_runs) == (own["low_frac"], own["high_frac"], own["num_runs"])
     assert "H100-SXM" in band.basis
 
@@ -73,9 +74,10 @@ def test_bands_widen_with_the_distance_from_what_was_measured() -> None:
     names = ("H100-SXM", "H200", "L4", "RTX-5090", "MI300X")  # runs; operators; segment; architecture; another vendor
     bands = [band_of("roofline", name) for name in names]
     for near, far in itertools.pairwise(bands):
-        assert far.low_frac < near.low_frac
+        assert far.low_frac <= near.low_frac  # the lowest end of all may be the H100's own
         assert far.high_frac > near.high_frac
         assert far.median_abs_frac > near.median_abs_frac
+    assert bands[2].low_frac < bands[1].low_frac
     assert "none on H200" in bands[1].basis
     assert "L4 not measured: 18% for coefficients of l40s" in bands[2].basis
 
@@ -120,6 +122,22 @@ def test_holes_filled_by_the_roofline_take_both_bands() -> None:
     assert filled.median_abs_frac == max(whole.median_abs_frac, roofline.median_abs_frac)
 
 
+def test_an_engine_that_nobody_measured_there_is_no_nearer_than_the_roofline() -> None:
+    """On Hopper and Blackwell its own band; on an A100 vLLM's constants are Hopper's."""
+    own, near = band_of("vllm-roofline", "H100-SXM"), band_of("vllm-roofline", "H200")
+    assert own.basis == "82 measured vLLM runs on H100-SXM"
+    assert near.low_frac < own.low_frac
+    assert near.high_frac > own.high_frac
+    far, plain = band_of("vllm-roofline", "A100-SXM-80GB"), band_of("roofline", "A100-SXM-80GB")
+    assert far.low_frac == min(near.low_frac, plain.low_frac)
+    assert far.high_frac == max(near.high_frac, plain.high_frac)
+    assert plain.basis in far.basis
+    lone = band_of("vllm-roofline", "L4")  # neither the engine nor the operators
+    assert lone.low_frac < far.low_frac
+    assert lone.high_frac > far.high_frac
+    assert band_of("vllm-roofline:sampler=greedy+nanoflow", "H100-SXM").high_frac > own.high_frac
+
+
 def test_profiles_are_nearest_and_a_stranger_has_no_band() -> None:
     profile = error_band({"step_model": "profile"})
     roofline = band_of("roofline", "H100-SXM")
@@ -154,23 +172,26 @@ def test_documents_carry_it() -> None:
     assert set(said) == {"of", *(field.name for field in dataclasses.fields(ErrorBand))}
 
 
-def _plain(model: str, gpu: str, cut: Parallelism, precision: str) -> Roofline:
-    """What the bands are of: the roofline that commands use, with the host time of the machines measured."""
+def _plain(model: str, gpu: str, cut: Parallelism, precision: str, step_model: str) -> Roofline:
+    """What the roofline's bands are of: with the host time of the machines measured."""
+    assert step_model == "roofline"
     host = load_overheads(f"vllm-0.11-hopper{'-ep' if cut.ep > 1 else ''}")
     return Roofline(ml_energy.find_model(model), load_accelerator(gpu), cut, precision, "auto", host)
 
 
+@pytest.mark.parametrize("step_model", ["roofline", "vllm-roofline"])
 def test_the_band_holds_about_as_many_measured_runs_as_it_says(
-    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch, step_model: str
 ) -> None:
     """Every fourth judged row of the H100: the file was made of all 82, so 80 % of these 21, give or take three."""
-    monkeypatch.setattr(ml_energy, "_steps", _plain)
+    if step_model == "roofline":
+        monkeypatch.setattr(ml_energy, "_steps", _plain)
     rows = ml_energy._read(shared_data / "ml-energy" / "llm_text.csv")
     judged = [row for row in rows if row["gpu"] == "H100" and ml_energy.half(row) == "judge"]
-    band, inside = band_of("roofline", "H100-SXM"), []
+    band, inside = band_of(step_model, "H100-SXM"), []
     for row in judged[::4]:
         try:
-            off = 1 / (1 + ml_energy.row_errors(row)[0]) - 1
+            off = 1 / (1 + ml_energy.row_errors(row, step_model)[0]) - 1
         except PlimsollError:
             continue
         inside.append(band.low_frac <= off <= band.high_frac)

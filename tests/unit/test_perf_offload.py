@@ -125,7 +125,13 @@ def test_tiers_too_small_are_refused():
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [({"gpu_batch": 0}, "gpu_batch"), ({"combine": "sum"}, "combine"), ({"output_tokens": 0}, "output_tokens")],
+    [
+        ({"gpu_batch": 0}, "gpu_batch"),
+        ({"combine": "sum"}, "combine"),
+        ({"output_tokens": 0}, "output_tokens"),
+        ({"kept_frac": 0.0}, "kept_frac"),
+        ({"cache_group": 0}, "cache_group"),
+    ],
 )
 def test_bad_blocks_are_refused(change, match):
     with pytest.raises(InputError, match=match):
@@ -156,6 +162,25 @@ def test_the_step_model_is_the_schedule(work):
     pairs = 144 * 512 * 513 // 2
     assert model.step_s(144 * 512, 144, pairs, 0, 144, 0, 0) == pytest.approx(cost.prefill_s, rel=0.005)
     assert model.step(StepShape(num_decode=144, decode_read_tokens=read)).time_s == base + slope * read
+
+
+@pytest.mark.parametrize("kept", [{"kept_frac": 0.3}, {"kept_tokens": 150}, {"kept_frac": 0.5, "kept_tokens": 150}])
+def test_a_prefill_stores_what_is_kept(kept):
+    """With the cache on a slow disk a prefill is bound by writing it: less is kept, less is written."""
+    slow, disk = T4.with_disk(2e9, 1e8), Placement.percent(20, 80, 0, 0, 0, 100)
+    work = dataclasses.replace(WORK, **kept)
+    args = (144 * 512, 144, 144 * 512 * 513 // 2, 0, 144, 0, 0)
+    seconds = OffloadedSteps(OPT30, slow, disk, work).step_s(*args)
+    assert seconds == pytest.approx(evaluate(block_model(OPT30, slow, work), disk).prefill_s, rel=0.005)
+    assert seconds < 0.6 * OffloadedSteps(OPT30, slow, disk, WORK).step_s(*args)
+
+
+def test_what_is_kept_is_read_and_stored():
+    work = dataclasses.replace(WORK, kept_frac=0.25)
+    assert work.mean_decode_tokens == 0.25 * 528
+    assert work.stored_tokens == 0.25 * 544
+    assert dataclasses.replace(work, kept_tokens=100).stored_tokens == 100
+    assert dataclasses.replace(work, kept_tokens=1000).stored_tokens == 136
 
 
 @pytest.mark.parametrize("num", [1, 47, 48, 49, 500])

@@ -11,6 +11,7 @@ import pytest
 
 from plimsoll.catalog.accelerators import load_accelerator
 from plimsoll.catalog.models import load_model
+from plimsoll.cli import main
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InfeasibleError, InputError, OutOfRangeError, UnknownNameError
 from plimsoll.core.source import Source
@@ -122,16 +123,17 @@ def test_outside_the_grid_is_refused_or_extrapolated_on_request(made: tuple[Path
     folder, config = made
     strict, loose = build(folder, config), build(f"{folder},allow_extrapolation=true", config)
     beyond = [
-        (decodes(33, 100), "33 decodes in a step"),
-        (decodes(2, 1152), "1152 tokens in a decoding sequence"),
-        (chunks(1, 513), "513 tokens in a step"),
+        (decodes(33, 100), "33 decodes in a step.*set --max-num-seqs 32"),
+        (decodes(2, 1152), "1152 tokens in a decoding sequence.*set --max-model-len 1151"),
+        (chunks(1, 513), "513 tokens in a step.*set --max-num-batched-tokens 512"),
         (chunks(2, 300), "600 tokens in a step"),
         (chunks(1, 16, 1500), "1500 tokens of context"),
     ]
     for shape, said in beyond:
         assert not strict.covers(shape.step_shape())
-        with pytest.raises(OutOfRangeError, match=said):
+        with pytest.raises(OutOfRangeError, match=said) as caught:
             seconds(strict, shape)
+        assert "set --max-" in str(caught.value)
         assert seconds(loose, shape) > 0
         assert loose.step(shape.step_shape()).source == Source.ASSUMED
     assert strict.covers(decodes(32, 1151).step_shape())
@@ -188,10 +190,12 @@ def drop(file: Path, keep: Callable[[str], bool]) -> None:
     file.write_text("\n".join(kept) + "\n")
 
 
-def scaled(text: str, factor: float) -> str:
+def scaled(text: str, factor: float, at: int = 5) -> str:
     head, *lines = text.splitlines()
     rows = [line.split(",") for line in lines]
-    return "\n".join([head, *(",".join([*row[:5], str(float(row[5]) * factor), *row[6:]]) for row in rows)]) + "\n"
+    return (
+        "\n".join([head, *(",".join([*row[:at], str(float(row[at]) * factor), *row[at + 1 :]]) for row in rows)]) + "\n"
+    )
 
 
 @pytest.mark.parametrize(("factor", "said"), [(1e-3, "faster than"), (1e3, "times slower"), (1e6, "times slower")])
@@ -202,6 +206,19 @@ def test_swapped_units_are_caught_by_the_hardwares_limit(
     with pytest.raises(InputError, match=said) as caught:
         build(copy, made[1])
     assert "time_us is in microseconds" in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["tokens.csv", "sequences.csv", "attention.csv"])
+@pytest.mark.parametrize("factor", [1e-3, 1e6])
+def test_swapped_units_are_caught_in_every_table(
+    copy: Path, made: tuple[Path, Path], capsys: pytest.CaptureFixture[str], file: str, factor: float
+) -> None:
+    at = (copy / file).read_text().splitlines()[0].split(",").index("time_us")
+    edit(copy / file, lambda text: scaled(text, factor, at))
+    with pytest.raises(InputError, match=f"{file}.*(faster|slower) than"):
+        build(copy, made[1])
+    assert main(simulated(copy, made[1])) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_holes_are_named(copy: Path, made: tuple[Path, Path]) -> None:
@@ -215,6 +232,54 @@ def test_holes_in_attention_are_named(copy: Path, made: tuple[Path, Path]) -> No
     drop(copy / "attention.csv", lambda line: not line.startswith("8,0,0,0,32,16,"))
     with pytest.raises(InputError, match="number of decodes 32 was not measured at length 16"):
         build(copy, made[1])
+
+
+@pytest.mark.parametrize(
+    ("file", "operator"),
+    [("tokens.csv", name) for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")]
+    + [("sequences.csv", "head")],
+)
+def test_a_matrix_product_that_is_missing_is_named(
+    copy: Path, made: tuple[Path, Path], capsys: pytest.CaptureFixture[str], file: str, operator: str
+) -> None:
+    drop(copy / file, lambda line: not line.startswith(f"{operator},"))
+    with pytest.raises(InputError, match=f"{file}.*{operator} is missing") as caught:
+        build(copy, made[1])
+    assert AGAIN in str(caught.value)
+    assert main(simulated(copy, made[1])) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{operator} is missing" in said
+
+
+def test_products_may_have_any_name_as_long_as_their_work_is_there(copy: Path, made: tuple[Path, Path]) -> None:
+    edit(copy / "tokens.csv", lambda text: text.replace("qkv_proj,", "attn_in,").replace("o_proj,", "attn_out,"))
+    assert seconds(build(copy, made[1]), decodes(4, 64)) == seconds(build(*made), decodes(4, 64))
+    drop(copy / "tokens.csv", lambda line: not line.startswith("attn_in,"))
+    with pytest.raises(InputError, match="qkv_proj is missing"):
+        build(copy, made[1])
+
+
+@pytest.mark.parametrize(
+    ("backend", "file", "part"), [("torch", "tokens.csv", "embedding"), ("vllm", "sequences.csv", "sampler"),
+                                  ("vllm", "tokens.csv", "other"), ("torch", "sequences.csv", "sampler")]
+)  # fmt: skip
+def test_our_own_backends_write_more_than_products(
+    copy: Path, made: tuple[Path, Path], backend: str, file: str, part: str
+) -> None:
+    edit(copy / "profile.toml", lambda text: text.replace('backend = "test"', f'backend = "{backend}"'))
+    text = (copy / file).read_text()
+    (copy / file).write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith(part)))
+    with pytest.raises(InputError, match=f"{file}.*{part} is missing"):
+        build(copy, made[1])
+
+
+def simulated(folder: Path, config: Path) -> list[str]:
+    return [
+        "simulate", "--model", str(config), "--gpu", str(folder / "device.toml"), "--step-model", f"profile:{folder}",
+        "--kv-blocks", "2000", "--max-model-len", "1100", "--prompt-tokens", "100", "--output-tokens", "20",
+        "--num-requests", "10", "--rate", "1", "--max-num-seqs", "32", "--max-num-batched-tokens", "512",
+    ]  # fmt: skip
 
 
 def test_long_chunks_may_end_earlier(made: tuple[Path, Path]) -> None:
@@ -231,7 +296,7 @@ def test_long_chunks_may_end_earlier(made: tuple[Path, Path]) -> None:
         ("profile.toml", lambda t: t.replace("plimsoll-profile-1", "plimsoll-profile-9"), "format"),
         ("profile.toml", lambda t: t + "[", "TOML"),
         ("profile.toml", lambda t: t.replace("hidden_size = 512", "hidden_size = 513"), "hidden_size 513"),
-        ("profile.toml", lambda t: t.replace('dtype = "bf16"', 'dtype = "fp16"'), "is in fp16"),
+        ("profile.toml", lambda t: t.replace('dtype = "bf16"', 'dtype = "fp16"'), "was measured in fp16"),
         ("profile.toml", lambda t: t.replace("per_step_us = 500.0", "per_step_us = -1.0"), "per_step_us"),
         ("tokens.csv", lambda t: t.replace("time_us", "time_ms"), "write the columns"),
         ("tokens.csv", lambda t: t + t.splitlines()[1] + "\n", "measured in a line above"),
@@ -249,7 +314,7 @@ def test_broken_files_are_one_line(
     copy: Path, made: tuple[Path, Path], file: str, change: Callable[[str], str], said: str
 ) -> None:
     edit(copy / file, change)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises((InputError, InfeasibleError), match=said) as caught:
         build(copy, made[1])
     assert "\n" not in str(caught.value)
 
@@ -279,8 +344,12 @@ def test_other_deployments_are_refused(made: tuple[Path, Path]) -> None:
         build(folder, config, parallelism=Parallelism(tp=2))
     with pytest.raises(InfeasibleError, match="stages"):
         build(folder, config, parallelism=Parallelism(pp=2))
-    with pytest.raises(InputError, match="--precision"):
-        build(folder, config, precision="fp8")
+    for changed, flag in (({"precision": "fp8"}, "--precision"), ({"precision": "fp16"}, "--precision bf16"),
+                          ({"kv_precision": "fp8"}, "--kv-precision bf16")):  # fmt: skip
+        with pytest.raises(InfeasibleError, match=flag) as caught:
+            build(folder, config, **changed)
+        assert caught.value.constraint == "precision"
+    assert build(folder, config, kv_precision="fp16")
 
 
 def test_other_folders_are_bundles_still(tmp_path: Path) -> None:

@@ -38,9 +38,11 @@ def write_bundle(folder: Path, *, unit: float = 1.0, meta: str = "", tp: int = 1
 
     products = {"qkv_proj": 0.35, "o_proj": 0.25, "gate_up_proj": 1.5, "down_proj": 0.75}
     dense = [(name, t, 50 + rate * t) for name, rate in products.items() for t in (1, 64, 2048)]
-    dense += [(name, t, 2 + t / 256) for name in ("layernorm", "embedding", "final_layernorm") for t in (1, 64, 2048)]
+    small = ("layernorm", "embedding", "final_layernorm", "rotary_emb", "act_fn")
+    dense += [(name, t, 2 + t / 256) for name in small for t in (1, 64, 2048)]
     write("dense.csv", "layer,tokens,time_us", dense)
-    head = [(name, n, base + n) for name, base in (("lm_head", 1000), ("sampler", 20)) for n in (1, 64, 256)]
+    heads = (("lm_head", 1000, 5), ("sampler", 20, 1))
+    head = [(name, n, base + rate * n) for name, base, rate in heads for n in (1, 64, 256)]
     write("per_sequence.csv", "layer,sequences,time_us", head)
     attention: list[tuple[Any, ...]] = [(0, 0, n, kv, 8 + 0.006 * n * kv) for n in (1, 64, 256) for kv in (16, 8192)]
     for chunk in (16, 2048):
@@ -70,8 +72,8 @@ def test_a_decode_step_is_the_sum_of_its_measured_parts(tmp_path: Path) -> None:
     model = build(write_bundle(tmp_path / "bf16"))
     products = 4 * 50 + 64 * (0.35 + 0.25 + 1.5 + 0.75)
     norm = 2 + 64 / 256
-    layer = products + 2 * norm + 8 + 0.006 * 64 * 8192
-    expected = LAYERS * layer + 2 * norm + (1000 + 64) + (20 + 64)
+    layer = products + 4 * norm + 8 + 0.006 * 64 * 8192
+    expected = LAYERS * layer + 2 * norm + (1000 + 5 * 64) + (20 + 64)
     assert model.step_s(0, 0, 0, 0, 0, 64, 64 * 8192) == pytest.approx(expected * US, rel=1e-12)
 
 
@@ -80,7 +82,7 @@ def test_a_prompt_step_is_the_sum_of_its_measured_parts(tmp_path: Path) -> None:
     products = 4 * 50 + 2048 * (0.35 + 0.25 + 1.5 + 0.75)
     norm = 2 + 2048 / 256
     alone = 8 + 0.01 * 2048
-    expected = LAYERS * (products + 2 * norm + alone) + 2 * norm + (1000 + 1) + (20 + 1)
+    expected = LAYERS * (products + 4 * norm + alone) + 2 * norm + (1000 + 5) + (20 + 1)
     pairs = 2048 * 2049 // 2
     assert model.step_s(2048, 1, pairs, 0, 1, 0, 0) == pytest.approx(expected * US, rel=1e-12)
     behind = model.step_s(2048, 1, pairs + 2048 * 8192, 8192, 1, 0, 0)
@@ -190,7 +192,7 @@ def test_broken_files_are_named_with_their_line(tmp_path: Path) -> None:
     dense = folder / "tp1" / "dense.csv"
     text = dense.read_text()
     dense.write_text(text + "o_proj,4096,fast\n")
-    with pytest.raises(InputError, match=r"dense\.csv line 23, time_us"):
+    with pytest.raises(InputError, match=r"dense\.csv line 29, time_us"):
         build(folder)
     dense.write_text(text + "o_proj,many,5\n")
     with pytest.raises(InputError, match="whole numbers"):

@@ -14,7 +14,7 @@ import pytest
 from plimsoll.catalog.accelerators import load_accelerator
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import Parallelism
-from plimsoll.core.errors import InputError, OutOfRangeError
+from plimsoll.core.errors import InfeasibleError, InputError, OutOfRangeError
 from plimsoll.core.step import StepModel
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
@@ -71,7 +71,7 @@ def attention_rows(tp: int = 1) -> list[dict[str, Any]]:
             "kv_cache_size": cached,
             "is_prefill": True,
             "time_stats.attn_decode.median": "",
-            "time_stats.attn_prefill.median": 0.02 + 1e-8 * chunk * (cached + (chunk + 1) / 2),
+            "time_stats.attn_prefill.median": 0.02 + 1e-7 * chunk * (cached + (chunk + 1) / 2),
         }
         for chunk in (64, 512)
         for cached in (0, 1024, 4096)
@@ -110,7 +110,7 @@ def test_a_chunk_is_read_by_its_pairs(folder: Path) -> None:
     pairs = chunk * context + chunk * (chunk + 1) // 2
     tokens_ms = sum(ms * (1 + 512 / 100) * (1 if name == "emb" else LAYERS * (2 if name == "add" else 1))
                     for name, ms in TIMES_MS.items())  # fmt: skip
-    attention_ms = LAYERS * (0.02 + 1e-8 * pairs + 0.001)
+    attention_ms = LAYERS * (0.02 + 1e-7 * pairs + 0.001)
     seconds = model(folder).step_s(chunk, 1, pairs, context, 1, 0, 0)
     assert seconds == pytest.approx((tokens_ms + attention_ms) / 1e3, rel=1e-9)
 
@@ -119,14 +119,14 @@ def test_tensor_parallelism_needs_its_messages(folder: Path) -> None:
     with pytest.raises(InputError, match="all_reduce"):
         model(folder, tp=2)
     rows = [
-        {"time_stats.all_reduce.median": 0.02 + size * 1e-8, "num_workers": workers, "size": size}
+        {"time_stats.all_reduce.median": 0.02 + size * 1e-7, "num_workers": workers, "size": size}
         for size in (2048, 1 << 20, 1 << 24)
         for workers in (2, 4)
     ]
     write(folder / "all_reduce.csv", rows)
     alone, two = model(folder), model(folder, tp=2)
     step = (0, 0, 0, 0, 0, 64, 64 * 1024)
-    message_ms = (2 * LAYERS + 1) * (0.02 + 64 * 4096 * 2 * 1e-8)
+    message_ms = (2 * LAYERS + 1) * (0.02 + 64 * 4096 * 2 * 1e-7)
     assert two.step_s(*step) - alone.step_s(*step) == pytest.approx(message_ms / 1e3, rel=1e-6)
 
 
@@ -157,6 +157,59 @@ def test_a_broken_table_names_its_line(folder: Path) -> None:
     write(folder / "mlp.csv", rows)
     with pytest.raises(InputError, match="line 3, num_tokens"):
         model(folder)
+
+
+@pytest.mark.parametrize("name", ["attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj"])
+def test_a_product_that_is_missing_is_named(folder: Path, name: str) -> None:
+    write(folder / "mlp.csv", [{k: v for k, v in row.items() if f".{name}." not in k} for row in mlp_rows(1)])
+    with pytest.raises(InputError, match=f"mlp.csv.*{name} was not measured at 1 tokens"):
+        model(folder)
+
+
+def test_a_size_that_is_missing_is_named(folder: Path) -> None:
+    rows = mlp_rows(1)
+    rows[1]["time_stats.mlp_act.median"] = ""
+    write(folder / "mlp.csv", rows)
+    with pytest.raises(InputError, match="mlp_act was not measured at 64 tokens"):
+        model(folder)
+
+
+def test_decodes_that_end_early_are_refused_and_do_not_go_on_for_ever(folder: Path) -> None:
+    short = [row for row in attention_rows(1) if not (row["batch_size"] == 8 and row["kv_cache_size"] > 1024)]
+    write(folder / "attention.csv.gz", short, packed=True)
+    steps = model(folder)
+    for number in (8, 9, 2):
+        line = steps.decode_line(number, number * 1024)
+        assert line[2] == number * 1024 + 1
+        with pytest.raises(OutOfRangeError, match="1025 tokens in a decoding sequence, measured up to 1024"):
+            steps.decode_line(number, number * 1025)
+    assert steps.decode_line(1, 4000)[2] > 4000
+    loose = model(folder, option=",allow_extrapolation=true")
+    assert loose.decode_line(8, 8 * 2000)[2] > 8 * 2000
+
+
+def test_attention_in_another_unit_is_noticed(folder: Path) -> None:
+    rows = attention_rows(1)
+    for row in rows:
+        for name in ("time_stats.attn_decode.median", "time_stats.attn_prefill.median"):
+            row[name] = row[name] and row[name] / 1e3
+    write(folder / "attention.csv.gz", rows, packed=True)
+    with pytest.raises(InputError, match=r"attention.csv.*faster than"):
+        model(folder)
+
+
+def test_random_bytes_are_refused(folder: Path) -> None:
+    (folder / "attention.csv.gz").write_bytes(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03" + bytes(range(256)))
+    with pytest.raises(InputError, match="attention"):
+        model(folder)
+
+
+def test_another_precision_is_refused(folder: Path) -> None:
+    given = {"model": load_model("meta-llama/Llama-2-7b-hf"), "gpu": load_accelerator("A100-SXM-80GB")}
+    with pytest.raises(InfeasibleError, match="--precision: 'int8'"):
+        build_step_model(f"profile:{folder}", StepModelRequest(**given, precision="int8"))
+    with pytest.raises(InfeasibleError, match="--kv-precision: 'fp8'"):
+        build_step_model(f"profile:{folder}", StepModelRequest(**given, precision="fp16", kv_precision="fp8"))
 
 
 def test_the_measured_a100_is_near_the_roofline(shared_data: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_an_engine_that_swaps_is_told_the_seconds_of_a_block() -> None:
 
 
 def test_an_engine_that_does_not_swap_is_told_nothing() -> None:
-    assert told("vllm-v1") == {}
+    assert told("vllm-v1") == {"async_scheduling": True}, "what its version does by default, and no more"
 
 
 def test_a_plan_says_the_same_as_a_simulation() -> None:
@@ -66,7 +66,10 @@ def test_a_file_of_the_users_own_is_looked_at_each_time(tmp_path: Path) -> None:
     )
     memory = Parts(request).memory(config, 1024, 500, "bf16")
     file = tmp_path / "mine.py"
-    file.write_text("class Mine:\n    def __init__(self, config): pass\n")
+    plan = "    def plan(self, view): ...\n"
+    file.write_text(f"class Mine:\n    def __init__(self, config): pass\n{plan}")
     assert with_swap_seconds(memory, str(file), H100) is memory
-    file.write_text("class Mine:\n    def __init__(self, config, *, swap_block_s=0.0): pass\n    # other\n")
+    file.write_text(
+        "class Mine:\n    def __init__(self, config, *, swap_block_s=0.0): pass\n    def plan(self, view): ...\n"
+    )
     assert "swap_block_s" in with_swap_seconds(memory, str(file), H100).settings.options

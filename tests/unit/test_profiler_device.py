@@ -9,8 +9,8 @@ import pytest
 from plimsoll.catalog.accelerators import load_accelerator
 from plimsoll.catalog.models import load_model
 from plimsoll.perf.profiles.own_shape import shape_of
+from plimsoll.perf.profiles.own_work import calls_of, matrix_of, work_of
 from plimsoll.profiler.device import cpu_device, cuda_device, device_toml, memory_bytes, usable_cores
-from plimsoll.profiler.work import calls_of, matrix_of, work_of
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from plimsoll.perf.profiles.own_experts import OwnExperts, expected_experts, mos
 from plimsoll.perf.profiles.own_format import ATTENTION, EXPERTS, WINDOWED, read_own
 from plimsoll.perf.profiles.own_layers import folding_of, unfolded_length
 from plimsoll.perf.profiles.own_shape import plain_shape_of, shape_of
+from plimsoll.perf.profiles.own_work import calls_of, expert_work_of, matrix_of, token_operators, work_of
 from plimsoll.perf.request import StepModelRequest
 from plimsoll.profiler.shapes import Limits, Shape, chunks, decodes
 from plimsoll.profiler.survey import Survey
-from plimsoll.profiler.work import calls_of, expert_work_of, matrix_of, token_operators, work_of
 from tests.own_kinds import KINDS, KindsFormula, experts_us, make_kind, step_us, write_kind
 from tests.own_profiles import open_store
 

@@ -13,10 +13,10 @@ from plimsoll.cli import main
 from plimsoll.core.errors import InfeasibleError, InputError, MissingExtraError, UnknownNameError
 from plimsoll.perf.profiles.own_format import read_own
 from plimsoll.perf.profiles.own_shape import shape_of
+from plimsoll.perf.profiles.own_work import token_operators
 from plimsoll.profiler.samples import Effort
 from plimsoll.profiler.shapes import Shape, chunks, decodes
 from plimsoll.profiler.torch_backend import TorchBackend
-from plimsoll.profiler.work import token_operators
 from tests.own_profiles import write_config
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -13,6 +13,7 @@ from plimsoll.catalog.models import load_model
 from plimsoll.core.errors import InfeasibleError, InputError, PlimsollError
 from plimsoll.perf.profiles.own_format import EXPERTS, WINDOWED, read_own
 from plimsoll.perf.profiles.own_shape import shape_of
+from plimsoll.perf.profiles.own_work import token_operators
 from plimsoll.profiler.attend import absorbed, blocks, expanded, masked, packed, varlen_of
 from plimsoll.profiler.clock import power_rows
 from plimsoll.profiler.collectives import measure_collectives
@@ -20,7 +21,6 @@ from plimsoll.profiler.experts import Experts, Routing
 from plimsoll.profiler.samples import Effort
 from plimsoll.profiler.shapes import Shape, chunks, decodes
 from plimsoll.profiler.torch_backend import TorchBackend
-from plimsoll.profiler.work import token_operators
 from tests.own_kinds import KINDS, write_kind
 
 pytestmark = pytest.mark.skipif(

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from plimsoll.catalog.accelerators import load_accelerator
 from plimsoll.catalog.architecture import StateSpace
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InputError, UnknownNameError
+from plimsoll.perf.compositions import build_composed
+from plimsoll.perf.overheads import load_overheads
+from plimsoll.perf.request import StepModelRequest
 from plimsoll.perf.vllm_steps import VllmRoofline
 from validation import ml_energy
 
@@ -50,6 +54,31 @@ def test_the_half_depends_on_model_and_gpu_alone() -> None:
 def test_layout_columns(columns: tuple[str, ...], cut: Parallelism) -> None:
     names = ("num_gpus", "tp", "ep", "dp")
     assert ml_energy._cut({**ROW, **dict(zip(names, columns, strict=True))}) == cut
+
+
+def test_steps_are_those_that_commands_build() -> None:
+    request = StepModelRequest(
+        model=load_model("meta-llama/Llama-3.1-8B"),
+        gpu=load_accelerator("H100-SXM"),
+        overheads=load_overheads("vllm-v1"),
+    )
+    for name in ("vllm-roofline", "roofline"):
+        ours, theirs = (
+            ml_energy._steps(ROW["model"], "H100-SXM", Parallelism(), "bf16", name),
+            build_composed(name, request),
+        )
+        for step in ((0, 0, 0, 0, 0, 16, 9_000), (500, 1, 125_000, 0, 1, 15, 9_000)):
+            assert ours.step_s(*step) == theirs.step_s(*step)
+        assert ours.describe()["step_model"] == name
+
+
+def test_the_plain_roofline_misses_what_vllm_adds() -> None:
+    row = {**ROW, "max_num_seqs": "256"}
+    ours, plain = ml_energy.predict(row), ml_energy.predict(row, "roofline")
+    steps, host = VllmRoofline(load_model("meta-llama/Llama-3.1-8B"), load_accelerator("H100-SXM")), "vllm-v1"
+    sorting_s = steps.sampler_s(256) + steps.overheads.per_step_s - load_overheads(host).per_step_s
+    assert ours[0] - plain[0] == pytest.approx(sorting_s, rel=0.05)  # 8 ms of sorting 256 rows for the most part
+    assert plain[1] > 1.15 * ours[1]
 
 
 def test_rows_are_served_as_the_benchmark_served_them() -> None:
@@ -115,3 +144,8 @@ def test_the_suite_reports_both_halves_and_what_it_refused(tmp_path: Path) -> No
     assert figures["itl"]["num_rows"] == 2
     assert sum(figures[half].get("itl", {"num_rows": 0})["num_rows"] for half in ("tune", "judge")) == 2
     assert sum(figures["refused"].values()) == 1
+    beside = figures["plain_roofline"]
+    assert set(beside) == {"all", "tune", "judge"}
+    assert beside["all"]["itl"]["num_rows"] == 2
+    assert beside["all"]["itl"] != figures["itl"]
+    assert beside["all"].keys() == ml_energy.AIMS.keys()

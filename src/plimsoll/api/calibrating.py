@@ -13,11 +13,14 @@ import numpy as np
 
 from plimsoll._version import __version__
 from plimsoll.api.calibrations import circumstances, step_model_identity
+from plimsoll.api.checks import load_gpu
 from plimsoll.api.documents import deployment_json, sources_json
+from plimsoll.api.measured_checks import check_origin, check_times, usable_error
 from plimsoll.api.resolve import Resolved, resolve_for
 from plimsoll.api.scenario import CalibrateScenario, build
-from plimsoll.calibration import FACTORS, Calibration, Fit, MeasuredRun, Seen, fit, read_measured
+from plimsoll.calibration import FACTORS, Calibration, Fit, MeasuredRun, Seen, fit, flag_name, read_measured
 from plimsoll.calibration.snapshots import KvCache, is_snapshot, read_kv_cache
+from plimsoll.catalog.models import load_model
 from plimsoll.core.errors import InputError
 from plimsoll.core.run import Run
 from plimsoll.core.source import Source
@@ -57,10 +60,22 @@ class CalibrationResult:
         """Whether the factors bring the figures held back closer."""
         return self.fit.error_after < self.fit.error_before
 
+    @property
+    def usable_error(self) -> float:
+        """The error held back up to which the factors are of use, see `measured_checks.usable_error`."""
+        return usable_error(self.resolved)
+
+    @property
+    def usable(self) -> bool:
+        """Whether they bring them closer, and close enough."""
+        return self.improved and self.fit.error_after <= self.usable_error
+
     def to_json_dict(self) -> dict[str, Any]:
         """The document that ``plimsoll calibrate --json`` prints."""
         return {
             "improved": self.improved,
+            "usable": self.usable,
+            "usable_error": self.usable_error,
             "factors": dict(self.calibration.factors),
             "deviations": dict(self.fit.deviations),
             "not_carried": dict(self.fit.not_carried),
@@ -110,13 +125,14 @@ def calibrate(
     if asked.calibration is not None:
         raise InputError("--calibration", asked.calibration, "leave it out: calibrate writes such a file")
     runs, printed_blocks = _read(asked)
+    doubts = _doubts(asked, runs)
     resolved = resolve_for(asked, runs[0].workload())
     fixed, notes = _blocks(resolved, runs, printed_blocks)
     started_s = time.perf_counter()
     simulate = _Simulation(resolved, fixed, asked.seed, on_simulation)
-    wanted = [name.strip().replace("-", "_") for name in asked.fit.split(",")] if asked.fit is not None else None
-    wanted = [f"{name}_s" if name in ("per_step", "per_request") else name for name in wanted] if wanted else wanted
-    found = fit(runs, simulate, wanted)
+    for run in runs:
+        check_times(run, simulate(run, {}), resolved)
+    found = fit(runs, simulate, _wanted(asked.fit))
     return CalibrationResult(
         scenario=asked,
         resolved=resolved,
@@ -124,8 +140,24 @@ def calibrate(
         fit=found,
         calibration=_calibration(asked, resolved, found, fixed),
         wall_s=time.perf_counter() - started_s,
-        notes=(*resolved.notes, *notes, *(note for run in runs for note in run.notes), *_disagreement(found)),
+        notes=(*resolved.notes, *doubts, *notes, *(note for run in runs for note in run.notes), *_disagreement(found)),
     )
+
+
+def _doubts(asked: CalibrateScenario, runs: Sequence[MeasuredRun]) -> list[str]:
+    """Whether the files are of what was asked for; before anything else is wrong with them for another GPU."""
+    if asked.model is None or asked.gpu is None:
+        return []  # refused in one line by what follows
+    return check_origin(runs, load_model(asked.model), load_gpu("--gpu", asked.gpu))
+
+
+def _wanted(names: str | None) -> list[str] | None:
+    """Factors as the fit calls them, from what the user wrote: ``per-step``, or ``per_step_s`` as in documents."""
+    if names is None:
+        return None
+    keys = {flag_name(factor): factor for factor in FACTORS}
+    plain = [flag_name(name.strip().replace("-", "_")) for name in names.split(",")]
+    return [keys.get(name, name) for name in plain]
 
 
 class _Simulation:
@@ -136,12 +168,19 @@ class _Simulation:
     ) -> None:
         self._resolved, self._fixed, self._seed, self._tell = resolved, fixed, seed, on_simulation
         self._count = 0
+        self._seen: dict[tuple[str, Factors], Seen] = {}
 
     def __call__(self, measured: MeasuredRun, values: Mapping[str, float]) -> Seen:
+        factors = Factors(**{**self._fixed, **values})
+        key = (measured.name, factors)
+        if key not in self._seen:
+            self._seen[key] = self._simulated(measured, factors)
+        return self._seen[key]
+
+    def _simulated(self, measured: MeasuredRun, factors: Factors) -> Seen:
         self._count += 1
         if self._tell is not None:
             self._tell(self._count)
-        factors = Factors(**{**self._fixed, **values})
         resolved = self._resolved
         num_blocks = max(2, round(resolved.config.num_blocks * factors.kv_blocks))
         config = dataclasses.replace(resolved.config, num_blocks=num_blocks, frontend_s=factors.per_request_s)

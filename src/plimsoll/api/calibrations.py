@@ -43,9 +43,10 @@ class Applied:
 
 
 def step_model_identity(name: str) -> str:
-    """What a calibration belongs to: the step model and its compositions, without the folder of a profile."""
+    """What a calibration belongs to: the step model, its options and compositions, without the folder of a profile."""
     base, plus, compositions = name.partition("+")
-    return base.partition(":")[0].strip() + plus + compositions.strip()
+    kind, _, argument = base.strip().partition(":")
+    return (kind if kind == "profile" or not argument else f"{kind}:{argument}") + plus + compositions.strip()
 
 
 def circumstances(engine: str, cut: Parallelism, precision: str, kv_precision: str) -> dict[str, str | int]:

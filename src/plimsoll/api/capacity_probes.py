@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from plimsoll.api.checks import policy_named
 from plimsoll.api.resolve import Resolved
 from plimsoll.api.scenario import CapacityScenario
 from plimsoll.core.errors import InputError
 from plimsoll.core.run import Run
 from plimsoll.engine import simulate as run_engine
+from plimsoll.engine.plugins import policy_named
 from plimsoll.planner.capacity import AT_ONCE, IN_FLIGHT, RATE, USERS, CapacityOptions
 from plimsoll.planner.horizon import cut_at
 from plimsoll.planner.probes import ProbeLength

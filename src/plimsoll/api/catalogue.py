@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from plimsoll.core.errors import UnknownNameError
 
 Row = dict[str, Any]
+
+ENGINE_PACKAGES = ("plimsoll.engine.policies", "plimsoll.engine.clusters")
 
 
 def models() -> list[Row]:
@@ -144,18 +148,52 @@ def entry(kind: str, name: str) -> Row:
     return found
 
 
-def _engine(name: str) -> Any:
-    """A deployable engine's facts, or a scheduling rule's text and options."""
+def _engine(name: str) -> Row:
+    """What is known of a deployable engine, and the rules of its scheduler; of a policy, the rules alone.
+
+    Raises:
+        UnknownNameError: neither; lists both.
+    """
+    from plimsoll.api.checks import check_engine_name
+    from plimsoll.catalog.engines import find_engine, list_engines
+    from plimsoll.engine.plugins import list_plugins
+
+    facts = find_engine(name)
+    if facts is None:
+        schedulers = [one for package in ENGINE_PACKAGES for one in list_plugins(package)]
+        check_engine_name("engine", name, (*list_engines(), *schedulers), "")
+        return {"engine": name, **_scheduler(name)}
+    row: Row = _plain(facts)
+    return {**row, "scheduler": {"policy": facts.policy, **_scheduler(facts.policy, facts.option_defaults)}}
+
+
+def _scheduler(policy: str, changed: Mapping[str, Any] = MappingProxyType({})) -> Row:
+    """A policy's settings and options with their defaults, its rules, and where they are from."""
     import importlib
 
-    from plimsoll.catalog.engines import list_engines, load_engine
     from plimsoll.engine.plugins import list_plugins, load_plugin, option_defaults
+    from plimsoll.planner.own_defaults import own_defaults
 
-    for package in ("plimsoll.engine.policies", "plimsoll.engine.clusters"):
-        if name in list_plugins(package) and name not in list_engines():
-            text = importlib.import_module(f"{package}.{name.replace('-', '_')}").__doc__ or ""
-            return {"engine": name, "options": option_defaults(load_plugin(package, name, "engine")), "rules": text}
-    return load_engine(name)
+    package = next(package for package in ENGINE_PACKAGES if policy in list_plugins(package))
+    text = importlib.import_module(f"{package}.{policy.replace('-', '_')}").__doc__ or ""
+    own = {name: _in_words(value) for name, value in own_defaults(policy).items()}
+    return {
+        "options": {**option_defaults(load_plugin(package, policy, "engine")), **changed},
+        "settings": own or "as the catalogue's engine has them on the GPU; without one, as vllm-v1",
+        "sources": _addresses(text),
+        "rules": text,
+    }
+
+
+def _addresses(text: str) -> list[str]:
+    """The web addresses in a text, each once."""
+    found = re.findall(r"(?:https?://)?((?:[\w-]+\.)+(?:com|org|io|net|ai|de)/[^\s,)]+)", text)
+    return [f"https://{address.rstrip('.;:')}" for address in dict.fromkeys(found)]
+
+
+def _in_words(value: object) -> object:
+    """One of a policy's own settings: a number, an option's name, or the larger of two."""
+    return f"max({value[0]}, {value[1]})" if isinstance(value, tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import traceback
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from plimsoll.api.scenario import flag_name
 from plimsoll.catalog.accelerators import Accelerator, list_accelerators, load_accelerator
 from plimsoll.core.deployment import KV_PRECISIONS
-from plimsoll.core.errors import InputError, PlimsollError, UnknownNameError, closest_names
+from plimsoll.core.errors import InputError, UnknownNameError, closest_names
 from plimsoll.engine.plugins import list_plugins
+from plimsoll.perf.compositions import list_compositions
 
 RATES_PER_S = (1e-9, 1e9)
 """Slowest and fastest rate that is simulated: beyond them a clock of 64 bits cannot tell arrivals apart."""
@@ -20,6 +19,7 @@ RATES_PER_S = (1e-9, 1e9)
 MOST_REPLICAS = 10_000
 """Each has a state of its own and is looked at for every request: a million would take hours."""
 
+OR_A_FILE = "or give the path of a .py file"
 _COUNTS = ("tp", "pp", "dp", "ep", "replicas", "max_num_seqs", "max_num_batched_tokens", "kv_blocks", "block_size")
 
 
@@ -68,6 +68,19 @@ def check_rate(rate_per_s: float | None) -> None:
         raise InputError("--rate", rate_per_s, f"give requests per second from {slowest:g} to {fastest:g}")
 
 
+def check_engine_name(field: str, name: str, known: Sequence[str], hint: str = OR_A_FILE) -> None:
+    """Whether `name` is among the engines that a field takes.
+
+    Raises:
+        UnknownNameError: it is not: lists them, and says so if it names a composition of the step model.
+    """
+    if name in known:
+        return
+    if name.replace("-", "_") in {one.replace("-", "_") for one in list_compositions()}:
+        hint = f"({name} is an optimisation of the step's cost: write --step-model roofline+{name})"
+    raise UnknownNameError(field, name, known, hint)
+
+
 def check_policy(field: str, engine: str, policy: str) -> None:
     """Whether an engine's scheduler can be simulated.
 
@@ -84,31 +97,32 @@ def load_gpu(field: str, name: str) -> Accelerator:
 
     Raises:
         UnknownNameError: neither; names `field`.
+        InputError: several kinds where one is wanted.
     """
     try:
         return load_accelerator(name)
     except UnknownNameError as error:
+        if "," in name or ":" in name:
+            raise InputError(
+                field, name, "name one kind of GPU; only simulate takes several (L40S:2,H100-SXM:1)"
+            ) from error
         ids = list_accelerators()
         hint = f"{error.hint} (plimsoll catalog gpus lists all)".strip()
         raise UnknownNameError(field, name, ids if closest_names(name, ids) else error.known, hint) from error
 
 
 @contextlib.contextmanager
-def policy_named(policy: str) -> Iterator[None]:
-    """Turn whatever a user's policy file does wrong into one line that names the file and the line in it.
+def called(field: str, name: str) -> Iterator[None]:
+    """Let errors of `field` name it `name`, where a verb spells a flag in another way.
 
     Raises:
-        InputError: it failed, or planned what cannot be. Errors of built-in policies are bugs of ours and pass through.
+        InputError, UnknownNameError: what is raised inside, of the field that the user typed.
     """
-    if not policy.endswith(".py"):
-        yield
-        return
     try:
         yield
-    except PlimsollError:
-        raise
-    except Exception as error:
-        file = str(Path(policy))
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        where = f" in line {lines[-1]}" if lines else ""
-        raise InputError("--engine", policy, f"it failed{where}: {type(error).__name__}: {error}") from error
+    except InputError as error:
+        if error.field != field:
+            raise
+        if isinstance(error, UnknownNameError):
+            raise UnknownNameError(name, error.value, error.known, error.hint) from error
+        raise InputError(name, error.value, error.remedy) from error

@@ -11,6 +11,7 @@ from plimsoll.api.scenario import WorkloadFields
 from plimsoll.core.step import StepShape
 from plimsoll.engine.plugins import load_plugin, option_defaults
 from plimsoll.perf.error_bands import error_band
+from plimsoll.perf.profiles.outside import extrapolated
 from plimsoll.planner.pools import CLUSTERS, POOL_NAMES, list_pool_engines
 
 
@@ -33,12 +34,18 @@ def deployment_json(resolved: Resolved) -> dict[str, Any]:
         **({} if pools is None else {"pools": pools}),
         "router": deployment.router,
         "engine": deployment.engine,
+        "engine_version": resolved.engine_version,
         "policy": resolved.config.policy,
         "precision": deployment.precision,
         "kv_precision": deployment.kv_precision,
         "settings": {
             **{k: v for k, v in dataclasses.asdict(deployment.settings).items() if k != "options"},
             "options": dict(deployment.settings.options),
+            "default_options": {
+                name: value
+                for name, value in resolved.config.options.items()
+                if name not in deployment.settings.options
+            },
         },
         "memory": {
             "weight_bytes": memory.weight_bytes,
@@ -76,10 +83,11 @@ def requests_name(fields: WorkloadFields) -> str:
 def sources_json(resolved: Resolved) -> dict[str, Any]:
     """Where the estimate comes from, and the weakest claim in it."""
     cost = resolved.step_model.step(StepShape(num_decode=1, decode_read_tokens=1))
-    band = error_band(resolved.step_model_facts)
+    band = None if extrapolated(resolved.step_model_facts) else error_band(resolved.step_model_facts)
     return {
         "step_model": resolved.step_model_facts,
         "step_cost": str(cost.source),
+        "host_time": resolved.host_time.to_json_dict(),
         "error_band": None if band is None else band.to_json_dict(),
         "kv_blocks": str(resolved.memory.source),
         "weakest": str(max(cost.source, resolved.memory.source)),

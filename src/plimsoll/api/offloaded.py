@@ -1,32 +1,44 @@
 """An engine that offloads (``flexgen``): where weights, cache and hidden states lie, and in what blocks.
 
 Its memory plan is no GPU's: the block of sequences comes from the placement over GPU, CPU and disk, and the engine gets
-exactly the KV blocks that this many longest sequences take.
+exactly the KV blocks that this many longest sequences take. What a user asks for and FlexGen has not is refused, not
+passed over.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypeVar
 
-from plimsoll.catalog.accelerators import Accelerator
+from plimsoll.api.scenario import DeploymentFields
+from plimsoll.calibration import read_calibration
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.catalog.counting import weight_bytes
-from plimsoll.core.deployment import EngineSettings, Parallelism
+from plimsoll.core.deployment import EngineSettings
 from plimsoll.core.errors import InfeasibleError, InputError
 from plimsoll.core.source import Source
 from plimsoll.core.workload import Workload
 from plimsoll.engine.config import Option
 from plimsoll.engine.plugins import load_plugin, option_defaults
+from plimsoll.perf.build import DescribedStepModel
+from plimsoll.perf.calibrated import Calibrated, calibrated
+from plimsoll.perf.compositions import parse_step_model
 from plimsoll.perf.memory import MemoryPlan
+from plimsoll.perf.offload.composed import APPLIED, composed_work, composition_notes, with_compositions
 from plimsoll.perf.offload.flexgen import BlockWork, Placement, block_model, check_tiers, evaluate, stored_bytes
 from plimsoll.perf.offload.flexgen_search import OffloadPlan, SearchLimits, best_placement, search
 from plimsoll.perf.offload.hardware import OffloadHardware
 from plimsoll.perf.offload.layer import LayerShape, layer_shape
 from plimsoll.perf.offload.machines import USABLE, machine_for
 from plimsoll.perf.offload.steps import OffloadedSteps
+from plimsoll.perf.request import StepModelRequest
 
 OFFLOADING = ("flexgen",)
+PLAIN_STEP_MODEL = "roofline"
+"""What ``--step-model`` is where nobody says anything: an engine that offloads has a step cost of its own."""
+SIXTEEN_BIT = ("fp16", "bf16")
+Fields = TypeVar("Fields", bound=DeploymentFields)
 BLOCK_TOKENS = 16
 NUM_PERCENT = 6
 
@@ -42,31 +54,33 @@ class Offloaded:
     """
 
     memory: MemoryPlan
-    step_model: OffloadedSteps
+    step_model: DescribedStepModel | Calibrated
     notes: tuple[str, ...]
 
 
 def offloaded(
     policy: str,
-    model: ModelSpec,
-    gpu: Accelerator,
-    parallelism: Parallelism,
+    fields: DeploymentFields,
+    request: StepModelRequest,
     settings: EngineSettings,
     workload: Workload,
 ) -> Offloaded:
     """Place a model that need not fit on its GPU, for the longest prompt and the longest answer of the workload.
 
     Raises:
-        InfeasibleError: more than one GPU, weights that no tier holds, or no block that fits.
+        InfeasibleError: more than one GPU, weights that no tier holds, no block that fits, or something asked for that
+            the engine does not apply (a step model, a composition, a precision, a setting).
         InputError, UnknownNameError: an option that cannot be used.
         MissingExtraError: the placement search needs scipy.
     """
-    if parallelism.num_gpus > 1:
+    _refuse_ignored(policy, fields, request)
+    model, gpu, choices = request.model, request.gpu, parse_step_model(fields.step_model)[1]
+    if request.parallelism.num_gpus > 1:
         raise InfeasibleError(f"{policy} is simulated on one GPU; use --tp 1 and --pp 1", "topology")
     options = {**option_defaults(load_plugin("plimsoll.engine.policies", policy, "--engine")), **settings.options}
     hardware, note = machine_for(gpu, str(options["machine"]))
     shape = layer_shape(model)
-    work = _work(options, workload)
+    work = composed_work(_work(options, workload), choices, request)
     check_tiers(shape, hardware, work)
     plan = _plan(shape, hardware, work, options, settings)
     longest = plan.work.prompt_tokens + plan.work.output_tokens
@@ -75,11 +89,58 @@ def offloaded(
         f"blocks are made for the longest prompt and answer of this workload: {longest:,} tokens",
         f"rates: {hardware.source}",
     ]
+    steps = with_compositions(OffloadedSteps(shape, hardware, plan.placement, plan.work), choices, request)
     return Offloaded(
         memory=memory,
-        step_model=OffloadedSteps(shape, hardware, plan.placement, plan.work),
-        notes=(*notes, *([note] if note else [])),
+        step_model=calibrated(steps, request.factors),
+        notes=(*notes, *([note] if note else []), *composition_notes(choices)),
     )
+
+
+def own_step_model(fields: Fields) -> Fields:
+    """For a comparison with other engines: an engine that offloads keeps its own step cost, compositions included."""
+    base, plus, compositions = fields.step_model.partition("+")
+    if fields.engine.partition(",")[0] not in OFFLOADING or base == PLAIN_STEP_MODEL:
+        return fields
+    return dataclasses.replace(fields, step_model=f"{PLAIN_STEP_MODEL}{plus}{compositions}")
+
+
+def _refuse_ignored(policy: str, fields: DeploymentFields, request: StepModelRequest) -> None:
+    """Refuse what would change nothing.
+
+    Raises:
+        InfeasibleError: constraint ``engine`` or ``precision``; names the flag.
+    """
+    base = parse_step_model(fields.step_model)[0]
+    if base != PLAIN_STEP_MODEL:
+        raise InfeasibleError(
+            f"{policy} has a step cost of its own and no use for the step model {base}: leave --step-model out, or "
+            f"write {PLAIN_STEP_MODEL}+ and one of {', '.join(APPLIED)}",
+            "engine",
+        )
+    sizes = "gpu-batch and num-gpu-batches size its blocks"
+    given = (
+        ("--kv-blocks", fields.kv_blocks, sizes),
+        ("--block-size", None if fields.block_size == BLOCK_TOKENS else fields.block_size, sizes),
+        ("--max-num-batched-tokens", fields.max_num_batched_tokens, sizes),
+        ("--gpu-memory-utilization", fields.gpu_memory_utilization, f"it fills {USABLE:.0%} of every tier"),
+        ("--overheads", fields.overheads, "the fitted rates of its machine have the host's time in them"),
+    )
+    for flag, value, instead in given:
+        if value is not None:
+            raise InfeasibleError(f"{policy} does not apply {flag} {value}: {instead}; leave it out", "engine")
+    wanted = (("--precision", request.precision), ("--kv-precision", request.kv_precision))
+    for flag, precision in wanted:
+        if precision not in SIXTEEN_BIT:
+            remedy = "write compress-weights=true or compress-cache=true for 4 bit, or a 16-bit precision"
+            raise InfeasibleError(f"{policy} does not apply {flag} {precision}: {remedy}", "precision")
+    if fields.calibration is not None:
+        measured = read_calibration(fields.calibration).circumstances.get("engine")
+        if measured != policy:
+            reason = (
+                f"{policy} has a step cost of its own, which a calibration measured with {measured} says nothing of"
+            )
+            raise InfeasibleError(f"{reason}: leave --calibration out", "engine")
 
 
 def _work(options: Mapping[str, Option], workload: Workload) -> BlockWork:
@@ -164,7 +225,7 @@ def _memory(
     placement, work = plan.placement, plan.work
     per_sequence = -(-longest // BLOCK_TOKENS)
     weights = weight_bytes(model, "int4" if work.compress_weights else "fp16")
-    token_bytes = shape.num_layers * shape.plain_kv_bytes
+    token_bytes = shape.num_layers * stored_bytes(shape, work)[1] * work.stored_tokens / longest
     shares = dataclasses.asdict(placement)
     tiers = {
         what: "/".join(f"{100 * abs(shares[letter + tier]):.0f}" for tier in "gcd")

@@ -99,6 +99,9 @@ def place(scenario: PlanScenario | None = None, **fields: Any) -> PlacementAnswe
     for flag, value in unused.items():
         if value is not None:
             raise InputError(flag, value, "leave it out with --placement, which uses the given GPUs as one pipeline")
+    if "+" in asked.step_model:
+        remedy = "a placement does not count what compositions change in memory; name the step model alone"
+        raise InputError("--step-model", asked.step_model, remedy)
     request = plan_request(dataclasses.replace(asked, placement=None))
     context = Context(request)
     return PlacementAnswer(

@@ -10,7 +10,9 @@ from typing import Any
 from plimsoll import launch
 from plimsoll._version import __version__
 from plimsoll.api.calibrations import calibrated_gpus, calibration_notes
-from plimsoll.api.checks import check_policy, check_rate, check_settings, load_gpu, required
+from plimsoll.api.checks import called, check_engine_name, check_rate, check_settings, load_gpu, required
+from plimsoll.api.engines import named_engine
+from plimsoll.api.offloaded import OFFLOADING
 from plimsoll.api.pool_commands import pool_command
 from plimsoll.api.resolve import targets_of, workload_spec
 from plimsoll.api.resume import KeptCapacities
@@ -18,13 +20,14 @@ from plimsoll.api.scenario import PlanScenario, build
 from plimsoll.catalog.accelerators import load_accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.catalog.counting import native_precision
-from plimsoll.catalog.engines import list_engines, load_engine
+from plimsoll.catalog.engines import list_engines
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import PRECISIONS, EngineSettings
 from plimsoll.core.errors import InputError, PlimsollError, UnknownNameError
 from plimsoll.engine.cluster import POLICIES
-from plimsoll.engine.plugins import list_plugins
+from plimsoll.engine.plugins import list_plugins, load_plugin
 from plimsoll.launch.parse_vllm import parse_vllm_serve
+from plimsoll.perf.overheads import choose_host_time
 from plimsoll.planner.pools import DEFAULT_ENGINE as DEFAULT_POOL_ENGINE
 from plimsoll.planner.pools import parse_split
 from plimsoll.planner.preferences import preferred_targets
@@ -112,11 +115,13 @@ def plan(
     if on_progress is not None:
         options = options._replace(on_progress=on_progress)
     if keep_in is None:
-        result = search(request, options)
+        with called("--engine", "--engines"):
+            result = search(request, options)
         return PlanAnswer(scenario=asked, request=request, result=_with_notes(result, calibration_notes(asked)))
     kept = KeptCapacities(Path(keep_in))
     try:
-        result = search(request, options._replace(cache=kept))
+        with called("--engine", "--engines"):
+            result = search(request, options._replace(cache=kept))
     finally:
         kept.close()
     notes = calibration_notes(asked)
@@ -136,6 +141,7 @@ def plan_request(asked: PlanScenario) -> PlanRequest:
         raise InputError("--placement", asked.placement, "in Python call plimsoll.api.placement.place with it")
     check_settings(asked)
     check_rate(asked.rate_per_s)
+    choose_host_time("", {}, asked.overheads)  # a wrong name is wrong before the search
     if asked.latency_preference is not None:
         preferred_targets(asked.latency_preference)  # a wrong name is wrong, also where targets make it idle
     assert asked.model is not None
@@ -159,6 +165,7 @@ def plan_request(asked: PlanScenario) -> PlanRequest:
         kv_precision=asked.kv_precision,
         engines=_engines(asked.engines),
         step_model=asked.step_model,
+        overheads=asked.overheads,
         token_budgets=tuple(_numbers("--token-budgets", asked.token_budgets) or ()),
         settings=EngineSettings(
             max_num_seqs=asked.max_num_seqs,
@@ -195,14 +202,18 @@ def _gpus(text: str) -> tuple[GpuLimit, ...]:
 
 
 def _engines(text: str) -> tuple[str, ...]:
-    """Deployable engines, and scheduling policies by their own names."""
-    words, policies = _words("--engines", text), list_plugins(POLICIES)
-    for word in words:
-        if word not in (*list_engines(), *policies):
-            raise UnknownNameError("--engines", word, (*list_engines(), *policies))
-        if word in list_engines():
-            check_policy("--engines", word, load_engine(word).policy)
-    return words
+    """Deployable engines, scheduling policies by their own names, and users' policy files."""
+    found = [named_engine("--engines", word) for word in _words("--engines", text)]
+    known = (*list_engines(), *list_plugins(POLICIES))
+    for one in found:
+        if one.policy in OFFLOADING:
+            remedy = "plan keeps weights and cache on the GPU; ask simulate or study what offloading gives"
+            raise InputError("--engines", one.name, remedy)
+        if one.name.endswith(".py"):
+            load_plugin(POLICIES, one.name, "--engines")
+        elif not one.is_deployable:
+            check_engine_name("--engines", one.name, known)
+    return tuple(dict.fromkeys(one.name for one in found))
 
 
 def _pool_engine(asked: PlanScenario) -> str | None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
-from plimsoll.api.calibrations import apply_calibration
-from plimsoll.api.checks import check_milliseconds, check_policy, check_rate, check_settings, load_gpu, required
+from plimsoll.api.calibrations import Applied, apply_calibration
+from plimsoll.api.checks import check_milliseconds, check_rate, check_settings, load_gpu, required
+from plimsoll.api.engines import DEFAULT_ENGINE, NamedEngine, named_engine
+from plimsoll.api.gpu_layers import LayerSplit, layer_split
 from plimsoll.api.offloaded import OFFLOADING, offloaded
+from plimsoll.api.routing import router_notes
 from plimsoll.api.scenario import DeploymentFields, TargetFields, WorkloadFields
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.catalog.counting import native_precision
-from plimsoll.catalog.engines import EngineFacts, check_compatibility, list_engines, load_engine
+from plimsoll.catalog.engines import EngineFacts, check_compatibility
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import PRECISIONS, Deployment, EngineSettings, Parallelism
 from plimsoll.core.errors import InputError, MissingExtraError, UnknownNameError
@@ -23,15 +27,24 @@ from plimsoll.engine import EngineConfig
 from plimsoll.metrics import Targets
 from plimsoll.perf.compositions import build_composed, combined_memory_effect, parse_step_model
 from plimsoll.perf.memory import MemoryAssumptions, MemoryPlan, kv_capacity
-from plimsoll.perf.overheads import list_overheads, load_overheads
+from plimsoll.perf.overheads import HostTime, choose_host_time, in_use
 from plimsoll.perf.request import StepModelRequest
+from plimsoll.planner.own_defaults import own_defaults_note, sized_with_own_defaults
 from plimsoll.planner.pools import with_pools
-from plimsoll.planner.sizing import composed_memory, engine_config, with_ranks
+from plimsoll.planner.sizing import (
+    composed_assumptions,
+    composed_compatibility,
+    composed_memory,
+    engine_config,
+    with_host_time,
+    with_option_defaults,
+    with_ranks,
+)
 from plimsoll.planner.swap import with_swap_seconds
 from plimsoll.workload.build import build_workload
 from plimsoll.workload.spec import WorkloadSpec
 
-DEFAULT_ENGINE = "vllm-v1"
+__all__ = ["DEFAULT_ENGINE", "Resolved", "resolve", "resolve_for", "split_engine", "targets_of", "workload_spec"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +58,8 @@ class Resolved:
         step_model: seconds of a step.
         step_model_facts: what it is made of: name, sources, versions.
         config: what the engine is told.
+        host_time: of the engine, around its steps and before them.
+        engine_version: of the engine, whose facts hold.
         notes: sentences for the user.
     """
 
@@ -55,6 +70,8 @@ class Resolved:
     step_model: StepModel
     step_model_facts: dict[str, Any]
     config: EngineConfig
+    host_time: HostTime
+    engine_version: str
     notes: tuple[str, ...]
 
     @property
@@ -108,7 +125,7 @@ def split_engine(text: str) -> tuple[str, dict[str, str | int | float | bool]]:
     """``vllm-v1,watermark=0.01`` as name and options.
 
     Raises:
-        InputError: an option without a value.
+        InputError: an option without a value, or one that stands there twice.
     """
     name, *pairs = text.split(",")
     options: dict[str, str | int | float | bool] = {}
@@ -116,7 +133,10 @@ def split_engine(text: str) -> tuple[str, dict[str, str | int | float | bool]]:
         key, equals, value = pair.partition("=")
         if not equals or not key or not value:
             raise InputError("--engine", text, "write options as NAME,option=value,option=value")
-        options[key.strip().replace("-", "_")] = _scalar(value.strip())
+        option = key.strip().replace("-", "_")
+        if option in options:
+            raise InputError("--engine", text, f"give {option} once")
+        options[option] = _scalar(value.strip())
     return name, options
 
 
@@ -153,7 +173,8 @@ def resolve(fields: DeploymentFields, spec: WorkloadSpec) -> tuple[Resolved, Wor
         spec = dataclasses.replace(spec, max_model_len=served)
         workload = build_workload(spec)
     config, pooled = with_ranks(resolved.config, fields.dp, workload, resolved.step_model)
-    notes = (*resolved.notes, *_length_note(fields, resolved), *([pooled] if pooled else []))
+    routing = router_notes(fields.router, config.policy, config.replicas, workload)
+    notes = (*resolved.notes, *_length_note(fields, resolved), *([pooled] if pooled else []), *routing)
     return dataclasses.replace(resolved, config=config, notes=notes), workload, spec
 
 
@@ -177,11 +198,9 @@ def _length_note(fields: DeploymentFields, resolved: Resolved) -> list[str]:
 
 def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator, workload: Workload) -> Resolved:
     engine_name, options = split_engine(fields.engine)
-    facts = load_engine(engine_name if engine_name in list_engines() else DEFAULT_ENGINE)
+    engine = named_engine("--engine", engine_name)
+    facts, policy = engine.facts, engine.policy
     parallelism = Parallelism(tp=fields.tp, pp=fields.pp, dp=fields.dp, ep=fields.ep)
-    policy = facts.policy if engine_name in list_engines() else engine_name
-    if engine_name in list_engines():
-        check_policy("--engine", engine_name, policy)
     precision, notes = _precision(fields, model, gpu)
     fits = check_compatibility(facts, model, gpu, parallelism, precision, fields.kv_precision)
     settings = EngineSettings(
@@ -193,36 +212,32 @@ def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator,
         num_kv_blocks=fields.kv_blocks,
         options=options,
     )
+    host_time = choose_host_time(
+        engine.key, with_option_defaults(options, policy, facts, parallelism), fields.overheads
+    )
     request = StepModelRequest(
         model=model,
         gpu=gpu,
         parallelism=parallelism,
         precision=precision,
         kv_precision=fits.kv_precision,
-        overheads=load_overheads(facts.id if facts.id in list_overheads() else DEFAULT_ENGINE),
+        overheads=host_time.steps,
     )
-    applied = apply_calibration(fields, request, engine_name)
+    fits = composed_compatibility(fits, facts, request, fields.step_model)
+    applied = apply_calibration(fields, request, engine.name)
     request = applied.request
-    step_model: StepModel
-    if policy in OFFLOADING:
-        placed = offloaded(policy, model, gpu, parallelism, settings, workload)
-        memory, step_model = placed.memory, placed.step_model
-        step_facts = placed.step_model.describe()
-        replicas, extra = fields.replicas, list(placed.notes)
-    else:
-        memory = applied.with_blocks(_memory(fields, facts, request, settings, workload))
-        memory = with_swap_seconds(memory, policy, gpu)
-        memory, replicas, pool_notes = with_pools(memory, fields.replicas, policy, model, gpu, parallelism)
-        step_model, step_facts, fallback = _step_model(fields.step_model, request)
-        extra = [*memory.notes, *pool_notes, *fallback, *_overheads_note(facts.id)]
+    sized = _offloaded if policy in OFFLOADING else _sized
+    found = sized(fields, engine, applied, settings, workload)
+    memory, host_time = found.memory, in_use(host_time, found.step_facts)
+    config = engine_config(memory, parallelism, policy, found.replicas, fields.router, facts)
     return Resolved(
         deployment=Deployment(
             model=model.id,
             gpu=gpu.id,
             parallelism=parallelism,
-            replicas=replicas,
+            replicas=found.replicas,
             router=fields.router,
-            engine=engine_name,
+            engine=engine.name,
             precision=precision,
             kv_precision=fits.kv_precision,
             settings=dataclasses.replace(memory.settings, num_kv_blocks=memory.num_blocks),
@@ -230,11 +245,50 @@ def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator,
         model=model,
         gpu=gpu,
         memory=memory,
-        step_model=step_model,
-        step_model_facts=step_facts,
-        config=applied.with_frontend(engine_config(memory, parallelism, policy, replicas, fields.router)),
-        notes=(*notes, *applied.notes, *fits.notes, *extra),
+        step_model=found.step_model,
+        step_model_facts=found.step_facts,
+        config=applied.with_frontend(with_host_time(config, host_time)),
+        host_time=host_time,
+        engine_version=facts.version if engine.is_deployable else "",
+        notes=(*notes, *engine.notes, *applied.notes, *fits.notes, *found.notes, *host_time.notes),
     )
+
+
+class _Sized(NamedTuple):
+    """What memory holds and a step takes."""
+
+    memory: MemoryPlan
+    step_model: StepModel
+    step_facts: dict[str, Any]
+    replicas: int
+    notes: tuple[str, ...]
+
+
+def _offloaded(
+    fields: DeploymentFields, engine: NamedEngine, applied: Applied, settings: EngineSettings, workload: Workload
+) -> _Sized:
+    """Of an engine that offloads."""
+    placed = offloaded(engine.policy, fields, applied.request, settings, workload)
+    return _Sized(placed.memory, placed.step_model, placed.step_model.describe(), fields.replicas, tuple(placed.notes))
+
+
+def _sized(
+    fields: DeploymentFields, engine: NamedEngine, applied: Applied, settings: EngineSettings, workload: Workload
+) -> _Sized:
+    """Of an engine on its GPUs, some of whose layers may be the host's."""
+    request, policy = applied.request, engine.policy
+    model, gpu = request.model, request.gpu
+    longest = fields.max_model_len or model.max_position
+    split = layer_split(policy, settings, request, fields)
+    held = request if split is None else split.part
+    size = functools.partial(_memory, fields, engine.facts, held, workload=workload)
+    memory = applied.with_blocks(sized_with_own_defaults(settings, policy, longest, size))
+    memory = memory if split is None else split.with_host_memory(memory)
+    memory = with_swap_seconds(memory, policy, gpu)
+    memory, replicas, pool_notes = with_pools(memory, fields.replicas, policy, model, gpu, request.parallelism)
+    step_model, step_facts, fallback = _step_model(fields.step_model, request, split)
+    own = own_defaults_note(settings, policy, memory.settings)
+    return _Sized(memory, step_model, step_facts, replicas, (*own, *memory.notes, *pool_notes, *fallback))
 
 
 def _memory(
@@ -247,18 +301,15 @@ def _memory(
     """The memory of the worst GPU, with what optimisations of cache and weights change."""
     expected_tokens = max(round(float((workload.prompt_tokens + workload.output_tokens).mean())), 1)
     composed, effect = combined_memory_effect(request, parse_step_model(fields.step_model)[1])
+    shrink = settings.max_model_len is None
+    assumed = composed_assumptions(
+        effect,
+        MemoryAssumptions(engine=facts, expected_sequence_tokens=expected_tokens, shrink_max_model_len=shrink),
+    )
     memory = kv_capacity(
-        request.model, request.gpu, request.parallelism, composed.precision, composed.kv_precision, settings,
-        MemoryAssumptions(engine=facts, expected_sequence_tokens=expected_tokens, shrink_max_model_len=True),
-    )  # fmt: skip
-    return composed_memory(memory, effect, expected_tokens)
-
-
-def _overheads_note(engine: str) -> list[str]:
-    """Says so where an engine's host time is not known."""
-    if engine in list_overheads():
-        return []
-    return [f"the host time of {engine} around a step is not known: that of {DEFAULT_ENGINE} is used"]
+        request.model, request.gpu, request.parallelism, composed.precision, composed.kv_precision, settings, assumed
+    )
+    return composed_memory(memory, effect, assumed)
 
 
 def _precision(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator) -> tuple[str, list[str]]:
@@ -273,8 +324,13 @@ def _precision(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator) -> 
     return native, []
 
 
-def _step_model(name: str, request: StepModelRequest) -> tuple[StepModel, dict[str, Any], list[str]]:
+def _step_model(
+    name: str, request: StepModelRequest, split: LayerSplit | None
+) -> tuple[StepModel, dict[str, Any], list[str]]:
     """The step model asked for; the roofline, said once, where silicon's package is not installed."""
+    if split is not None:
+        layered = split.step_model(name)
+        return layered, layered.describe(), split.notes
     try:
         model = build_composed(name, request)
     except MissingExtraError as error:

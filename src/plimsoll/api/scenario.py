@@ -56,6 +56,7 @@ class DeploymentFields:
     precision: str | None = None
     kv_precision: str = "auto"
     step_model: str = "roofline"
+    overheads: str | None = None
     calibration: str | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -122,6 +123,7 @@ class PlanScenario(WorkloadFields, TargetFields):
     latency_preference: str | None = None
     engines: str = "vllm-v1"
     step_model: str = "roofline"
+    overheads: str | None = None
     calibration: str | None = None
     precisions: str | None = None
     precision_tolerance: str | None = None

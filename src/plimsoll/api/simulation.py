@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from plimsoll._version import __version__
-from plimsoll.api.checks import policy_named
 from plimsoll.api.documents import deployment_json, sources_json
+from plimsoll.api.kinds import kinds_json, kinds_of, resolve_kinds
 from plimsoll.api.resolve import Resolved, resolve, targets_of, workload_spec
 from plimsoll.api.scenario import SimulateScenario, build
 from plimsoll.core.errors import InputError
 from plimsoll.core.run import Run
 from plimsoll.core.workload import Workload
 from plimsoll.engine import simulate as run_engine
+from plimsoll.engine.plugins import policy_named
 from plimsoll.engine.replica import Observer
 from plimsoll.metrics import RunMetrics, Verdict, meets, summarise
 from plimsoll.metrics import to_json_dict as metrics_json
@@ -38,6 +43,7 @@ class SimulationResult:
         queue_grows: whether the queue kept growing, so that percentiles only tell how long the run was.
         wall_s: of the engine alone, from parsed requests to finished timelines.
         notes: sentences for the user.
+        kinds: every kind of replica, where there are several behind the router; `resolved` is the first of them.
     """
 
     scenario: SimulateScenario
@@ -49,6 +55,7 @@ class SimulationResult:
     queue_grows: bool
     wall_s: float
     notes: tuple[str, ...]
+    kinds: tuple[Resolved, ...] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """The document that ``plimsoll simulate --json`` prints."""
@@ -66,6 +73,7 @@ class SimulationResult:
                 "seed": self.scenario.seed,
             },
             "metrics": figures,
+            "prefix_cache": prefix_cache_json(self.run),
             "counts": counts,
             "verdict": None if self.verdict is None else self.verdict.to_json_dict(),
             "queue_grows": self.queue_grows,
@@ -73,6 +81,7 @@ class SimulationResult:
             "simulated_s": self.run.end_s,
             "wall_s": self.wall_s,
             "sources": sources_json(self.resolved),
+            **({"kinds": kinds_json(self.kinds, self.run)} if self.kinds else {}),
             "notes": list(self.notes),
             "version": __version__,
         }
@@ -95,8 +104,19 @@ def simulate(
     """
     asked = scenario if scenario is not None else build(SimulateScenario, fields)
     spec = workload_spec(asked, asked.duration_s)
+    several = kinds_of(asked)
+    if several:
+        kinds, workload, spec = resolve_kinds(several, spec)
+        return evaluate(asked, kinds[0], workload, spec, observer, kinds)
     resolved, workload, spec = resolve(asked, spec)
     return evaluate(asked, resolved, workload, spec, observer)
+
+
+def prefix_cache_json(run: Run) -> dict[str, Any]:
+    """Prompt tokens that were found in a prefix cache, of those of all requests that a step worked on."""
+    started = np.isfinite(run.scheduled_s)
+    prompt, hit = (int(tokens[started].sum()) for tokens in (run.prompt_tokens, run.cached_tokens))
+    return {"prompt_tokens": prompt, "hit_tokens": hit, "hit_frac": hit / prompt if prompt else None}
 
 
 def evaluate(
@@ -105,20 +125,27 @@ def evaluate(
     workload: Workload,
     spec: WorkloadSpec,
     observer: Observer | None = None,
+    kinds: tuple[Resolved, ...] = (),
 ) -> SimulationResult:
-    """Run a resolved deployment on its workload and look at what came out; see `simulate`."""
+    """Run a resolved deployment, or `kinds` of it, on its workload and look at what came out; see `simulate`."""
     targets = targets_of(asked)
     started_s = time.perf_counter()
     config = dataclasses.replace(resolved.config, keep_step_log=True)
+    members = [(dataclasses.replace(kind.config, keep_step_log=True), kind.step_model) for kind in kinds] or None
+    engine = functools.partial(
+        run_engine, workload, config, resolved.step_model, duration_s=asked.duration_s, seed=asked.seed, members=members
+    )
     with policy_named(config.policy):
-        run = run_engine(workload, config, resolved.step_model, duration_s=asked.duration_s, seed=asked.seed)
+        run = engine()
         wall_s = time.perf_counter() - started_s
         if observer is not None:
-            run_engine(
-                workload, config, resolved.step_model, duration_s=asked.duration_s, seed=asked.seed, observer=observer
-            )
+            engine(observer=observer)
     if not len(run):
         raise InputError("--duration-s", asked.duration_s, "no request arrives before the cut; give more seconds")
+    outside = _outside(asked, resolved, workload)
+    if outside is not None and outside.num_steps:
+        facts = {**resolved.step_model_facts, "outside_frac": outside.outside_frac}
+        resolved = dataclasses.replace(resolved, step_model_facts=facts)
     open_loop = workload.concurrency is None
     grows = open_loop and len(run) > 1 and bool(run.arrival_s[-1] > run.arrival_s[0]) and queue_growth(run).growing
     return SimulationResult(
@@ -130,23 +157,28 @@ def evaluate(
         verdict=meets(run, targets) if targets.named() else None,
         queue_grows=grows,
         wall_s=wall_s,
-        notes=(*resolved.notes, *_rejections(run, resolved), *_outside(asked, resolved, workload)),
+        notes=(
+            *dict.fromkeys(note for one in kinds or (resolved,) for note in one.notes),
+            *_rejections(run, kinds or (resolved,)),
+            *([] if outside is None else [outside.sentence()]),
+        ),
+        kinds=kinds,
     )
 
 
-def _outside(asked: SimulateScenario, resolved: Resolved, workload: Workload) -> list[str]:
-    """Where a profile may be extrapolated: the share of the steps that lie outside it, counted in a second run."""
-    if "allow_extrapolation=true" not in asked.step_model.replace("-", "_"):
-        return []
+def _outside(asked: SimulateScenario, resolved: Resolved, workload: Workload) -> CountedSteps | None:
+    """Where a profile may be extrapolated: the steps that lie outside it, counted in a second run."""
+    if not resolved.step_model_facts.get("extrapolates"):
+        return None
     counted = CountedSteps(resolved.step_model)
-    run_engine(workload, resolved.config, counted, duration_s=asked.duration_s, seed=asked.seed)
-    share = f"{counted.outside_frac:.1%} of {counted.num_steps:,} steps lie outside what the profile measured"
-    return [f"{share}{': their times are extrapolated' if counted.num_outside else ''}"]
+    if counted.can_count:
+        run_engine(workload, resolved.config, counted, duration_s=asked.duration_s, seed=asked.seed)
+    return counted
 
 
-def _rejections(run: Run, resolved: Resolved) -> list[str]:
+def _rejections(run: Run, kinds: Sequence[Resolved]) -> list[str]:
     rejected = int((run.status == 2).sum())
     if not rejected:
         return []
-    longest = min(resolved.memory.max_model_len, resolved.config.num_blocks * resolved.config.block_size)
+    longest = min(min(one.memory.max_model_len, one.config.num_blocks * one.config.block_size) for one in kinds)
     return [f"{rejected} of {len(run)} requests are longer than the server takes ({longest} tokens): rejected"]

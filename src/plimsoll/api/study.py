@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from plimsoll._version import __version__
-from plimsoll.api.offloaded import OFFLOADING
+from plimsoll.api.checks import called
+from plimsoll.api.offloaded import OFFLOADING, own_step_model
 from plimsoll.api.resolve import DEFAULT_ENGINE, Resolved, resolve, workload_spec
 from plimsoll.api.scenario import SimulateScenario, build
 from plimsoll.api.simulation import SimulationResult, evaluate
 from plimsoll.core.errors import InfeasibleError, InputError, UnknownNameError
 from plimsoll.core.workload import Workload
+from plimsoll.perf.host_layers import HostLayers
 from plimsoll.workload.spec import WorkloadSpec
 
 KINDS = ("engines",)
@@ -98,8 +100,9 @@ def study_engines(
     """Run several engines on the same requests.
 
     All get the same requests (cut at the shortest of their longest sequences), arrivals, GPUs and step model: that of
-    the first engine, host time included. Settings that were not given are each engine's own defaults. An engine that
-    offloads keeps its own step model, because where its weights and its cache lie is what it is.
+    the first engine, unless another host time is known of one (vLLM without asynchronous scheduling). Settings that
+    were not given are each engine's own defaults. An engine that offloads keeps its own step model, because where its
+    weights and its cache lie is what it is.
 
     Args:
         scenario: what is asked; or give its fields as keywords.
@@ -116,21 +119,16 @@ def study_engines(
     names = split_engines(asked.engines)
     deployed, refused = _resolve_all(asked, names)
     resolved, workload, spec = min(deployed.values(), key=lambda entry: entry[2].max_model_len or 0)
-    common = [resolved for resolved, _, _ in deployed.values() if resolved.config.policy not in OFFLOADING]
+    common = [resolved for resolved, _, _ in deployed.values() if not _offloads(resolved)]
     first = common[0] if common else resolved
     results: dict[str, SimulationResult] = {}
     for done, (name, (resolved, _, _)) in enumerate(deployed.items()):
         if on_engine is not None:
             on_engine(done, len(names), name)
-        if resolved.config.policy in OFFLOADING:
-            own = f"{name} has a step cost of its own: weights and cache move between GPU, CPU and disk"
-            same = dataclasses.replace(resolved, notes=(*resolved.notes, own))
-        else:
-            same = dataclasses.replace(
-                resolved, step_model=first.step_model, step_model_facts=first.step_model_facts, notes=resolved.notes
-            )
+        same = _same_cost(name, resolved, first)
         try:
-            results[name] = evaluate(dataclasses.replace(asked, engine=name), same, workload, spec)
+            with called("--engine", "--engines"):
+                results[name] = evaluate(dataclasses.replace(asked, engine=name), same, workload, spec)
         except InfeasibleError as error:
             refused[name] = str(error)
     if not results:
@@ -139,15 +137,32 @@ def study_engines(
     return EnginesStudy(scenario=asked, results=results, refused=refused, notes=notes)
 
 
+def _offloads(resolved: Resolved) -> bool:
+    """Whether what a step costs depends on where the engine keeps things."""
+    return resolved.config.policy in OFFLOADING or isinstance(resolved.step_model, HostLayers)
+
+
+def _same_cost(name: str, resolved: Resolved, first: Resolved) -> Resolved:
+    """A deployment with the step model of the first, or with its own and a note where that is another."""
+    if _offloads(resolved):
+        own = f"{name} has a step cost of its own: weights and cache lie on GPU, CPU or disk"
+        return dataclasses.replace(resolved, notes=(*resolved.notes, own))
+    if resolved.host_time.name != first.host_time.name:
+        host = f"{name} has the host time {resolved.host_time.name}, not {first.host_time.name} as the first engine"
+        return dataclasses.replace(resolved, notes=(*resolved.notes, host))
+    return dataclasses.replace(resolved, step_model=first.step_model, step_model_facts=first.step_model_facts)
+
+
 def _resolve_all(
     asked: StudyScenario, names: tuple[str, ...]
 ) -> tuple[dict[str, tuple[Resolved, Workload, WorkloadSpec]], dict[str, str]]:
     deployed: dict[str, tuple[Resolved, Workload, WorkloadSpec]] = {}
     refused: dict[str, str] = {}
     for name in names:
-        one = dataclasses.replace(asked, engine=name)
+        one = own_step_model(dataclasses.replace(asked, engine=name))
         try:
-            deployed[name] = resolve(one, workload_spec(one, asked.duration_s))
+            with called("--engine", "--engines"):
+                deployed[name] = resolve(one, workload_spec(one, asked.duration_s))
         except InfeasibleError as error:
             refused[name] = str(error)
     if not deployed:

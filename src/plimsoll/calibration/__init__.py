@@ -6,7 +6,7 @@ This package knows neither GPUs nor engines: whoever calls `fit` hands in the fu
 """
 
 from plimsoll.calibration.document import Calibration, read_calibration, to_text
-from plimsoll.calibration.fit import FACTORS, Fit, Seen, fit
+from plimsoll.calibration.fit import FACTORS, Fit, Seen, fit, flag_name
 from plimsoll.calibration.measured import MeasuredRun, read_measured
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "MeasuredRun",
     "Seen",
     "fit",
+    "flag_name",
     "read_calibration",
     "read_measured",
     "to_text",

@@ -63,6 +63,11 @@ FACTORS: Mapping[str, Factor] = {
 }
 
 
+def flag_name(factor: str) -> str:
+    """A factor as people write it: ``per-step`` of ``per_step_s``."""
+    return factor.removesuffix("_s").replace("_", "-")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Seen:
     """What a run's requests saw, in the order of the run; NaN where it never came.
@@ -124,14 +129,14 @@ def fit(runs: Sequence[MeasuredRun], simulate: Simulate, wanted: Sequence[str] |
     """
     for name in wanted or ():
         if name not in FACTORS:
-            raise UnknownNameError("--fit", name, FACTORS)
+            raise UnknownNameError("--fit", flag_name(name), map(flag_name, FACTORS))
     parts = _split(runs)
     problem = _Problem([run for run, part in parts if part.is_fitted.any()], parts, simulate)
     names = list(FACTORS) if wanted is None else list(dict.fromkeys(wanted))
     names, refused = problem.carried(names)
     if wanted is not None and refused:
         name, reason = next(iter(refused.items()))
-        raise InputError("--fit", name, f"{reason}; leave it out, or measure more loads")
+        raise InputError("--fit", flag_name(name), f"{reason}; leave it out, or measure more loads")
     theta = problem.solve(names)
     deviations = problem.deviations(names, theta)
     values = {name: FACTORS[name].value(value) for name, value in zip(names, theta, strict=True)}

@@ -49,6 +49,22 @@ class Answer:
     is_counted: bool = True
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a file says of the server that was measured.
+
+    Attributes:
+        file: that says so.
+        model, gpu: names as they stand there; None where it names none.
+        is_alias: the model's name is what clients called it, which a server may choose freely.
+    """
+
+    file: str
+    model: str | None = None
+    gpu: str | None = None
+    is_alias: bool = False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class MeasuredRun(Columns):
     """What a client or a server saw of `n` requests, sorted by the time at which they were sent.
@@ -63,6 +79,7 @@ class MeasuredRun(Columns):
         is_counted: ``bool[n]``: requests that are fitted and judged; the others are replayed only. None: all of them.
         num_kv_blocks, kv_block_tokens: blocks that the server printed, and tokens in each; None where unknown.
         notes: sentences for the user: what of the file was left out.
+        origin: the model and GPU that the file names; None where it names none.
         block_tokens, block_ids, block_offsets: contents of the prompts as chained block ids, where recorded
             (see `core.workload.Workload`).
     """
@@ -78,6 +95,7 @@ class MeasuredRun(Columns):
     num_kv_blocks: int | None = None
     kv_block_tokens: int | None = None
     notes: tuple[str, ...] = ()
+    origin: Origin | None = None
     block_tokens: int | None = None
     block_ids: Ints | None = None
     block_offsets: Ints | None = None

@@ -169,7 +169,8 @@ class EngineFacts:
         vendors: GPUs it runs on.
         precisions, kv_precisions: rows, the first that fits a GPU holds.
         architectures: Hugging Face class names of models it runs.
-        facts: source by table (``cache``, ``models``, ``gpu_memory_utilization``).
+        option_defaults: defaults of the policy's options in this version, where they are not the policy's own.
+        facts: source by table (``cache``, ``models``, ``gpu_memory_utilization``) and by option default.
     """
 
     id: str
@@ -187,6 +188,7 @@ class EngineFacts:
     precisions: tuple[PrecisionSupport, ...]
     kv_precisions: tuple[PrecisionSupport, ...]
     architectures: frozenset[str]
+    option_defaults: Mapping[str, str | int | float | bool]
     facts: Mapping[str, Fact]
 
     def default_class(self, gpu: Accelerator) -> DefaultClass:
@@ -233,6 +235,27 @@ def load_engine(name: str, version: str | None = None) -> EngineFacts:
     raise UnknownNameError("engine", name, list_engines())
 
 
+def find_engine(name: str) -> EngineFacts | None:
+    """`load_engine`, or None where `name` is no engine of the catalogue.
+
+    Raises:
+        InputError: a version that cannot be read.
+    """
+    try:
+        return load_engine(name)
+    except UnknownNameError:
+        return None
+
+
+def written_version(engine: str) -> str:
+    """The version that an engine's file was written for: later ones are taken to be like it.
+
+    Raises:
+        UnknownNameError: no such engine.
+    """
+    return str(_read(load_engine(engine).id)["version"])
+
+
 def visible_memory_bytes(gpu: Accelerator) -> float:
     """Memory of `gpu` that a program sees: as printed where somebody printed it, else a usual share of the nominal.
 
@@ -265,6 +288,7 @@ def _read(name: str) -> Any:
 def _facts_in_version(engine: str, version: str) -> EngineFacts:
     table = _read(engine)
     utilization = _in_version(table.get("gpu_memory_utilization", ()), version)
+    options = _option_defaults(table.get("option_default", ()), version)
     return EngineFacts(
         id=table["id"],
         name=table["name"],
@@ -281,7 +305,9 @@ def _facts_in_version(engine: str, version: str) -> EngineFacts:
         precisions=tuple(_precision(row) for row in table["precision"]),
         kv_precisions=tuple(_precision(row) for row in table["kv_precision"]),
         architectures=frozenset(table["models"]["architectures"]),
+        option_defaults={name: row["value"] for name, row in options.items()},
         facts={
+            **{name: _fact(row) for name, row in options.items()},
             "cache": _fact(table["cache"]),
             "models": _fact(table["models"]),
             **({} if utilization is None else {"gpu_memory_utilization": _fact(utilization)}),
@@ -303,6 +329,16 @@ def _in_version(rows: Sequence[Mapping[str, Any]], version: str) -> Mapping[str,
     """The last row whose `since` is not after `version`."""
     held = [row for row in rows if parse_version(row["since"]) <= parse_version(version)]
     return max(held, key=lambda row: parse_version(row["since"]), default=None)
+
+
+def _option_defaults(rows: Sequence[Mapping[str, Any]], version: str) -> dict[str, Mapping[str, Any]]:
+    """By option, the row that holds in `version`."""
+    found = {name: _in_version([row for row in rows if row["name"] == name], version) for name in _names(rows)}
+    return {name: row for name, row in found.items() if row is not None}
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(row["name"] for row in rows))
 
 
 def _default_class(row: Mapping[str, Any]) -> DefaultClass:

@@ -19,9 +19,11 @@ from plimsoll.catalog.compatibility import Compatibility, check_compatibility
 from plimsoll.catalog.engine_facts import (
     EngineFacts,
     PrecisionSupport,
+    find_engine,
     list_engines,
     load_engine,
     visible_memory_bytes,
+    written_version,
 )
 from plimsoll.core.deployment import EngineSettings, Parallelism
 from plimsoll.core.errors import InputError
@@ -34,9 +36,11 @@ __all__ = [
     "ResolvedSettings",
     "check_compatibility",
     "default_settings",
+    "find_engine",
     "list_engines",
     "load_engine",
     "visible_memory_bytes",
+    "written_version",
 ]
 
 GIVEN = "given"
@@ -122,7 +126,14 @@ def default_settings(
 def _agreeing(
     settings: EngineSettings, budget: int, seats: int, max_model_len: int | None, origins: dict[str, str]
 ) -> tuple[int, int]:
-    """Budget and seats. vLLM (arg_utils): a default never contradicts what was given, so the other one follows it."""
+    """Budget and seats. vLLM (arg_utils): a default never contradicts what was given, so the other one follows it.
+
+    A prompt that may not be cut has to fit into a step, so without chunked prefill the default budget is at least
+    `max_model_len` (``_set_default_max_num_seqs_and_batched_tokens_args`` in vLLM 0.32.0).
+    """
+    uncut = settings.options.get("enable_chunked_prefill") is False
+    if uncut and settings.max_num_batched_tokens is None and budget < (max_model_len or 0):
+        budget, origins["max_num_batched_tokens"] = max_model_len or 0, "raised to max_model_len"
     if settings.max_num_seqs is None and settings.max_num_batched_tokens is not None and seats > budget:
         seats, origins["max_num_seqs"] = budget, "lowered to max_num_batched_tokens"
     if settings.max_num_batched_tokens is None and budget < seats:

@@ -58,4 +58,4 @@ def command(arguments: dict[str, Any]) -> int:
     document = answer.to_json_dict()
     keep(asked, arguments, {"result.json": as_json(document), "calibration.json": to_text(answer.calibration)})
     show(document, arguments["json_output"], render)
-    return 0 if answer.improved else 1
+    return 0 if answer.usable else 1

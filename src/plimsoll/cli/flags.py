@@ -44,6 +44,7 @@ COST: Group = MappingProxyType(
         "precision": o.Precision,
         "kv_precision": o.KvPrecision,
         "step_model": o.StepModelName,
+        "overheads": o.Overheads,
         "calibration": o.CalibrationFile,
     }
 )

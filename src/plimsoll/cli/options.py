@@ -15,7 +15,15 @@ def option(flag: str, text: str, panel: str) -> Any:
 
 
 Model = Annotated[str | None, option("--model", "Catalogue name, hub id, or path of a config.json.", DEPLOYMENT)]
-Gpu = Annotated[str | None, option("--gpu", "Accelerator (plimsoll catalog gpus), or a .toml file.", DEPLOYMENT)]
+Gpu = Annotated[
+    str | None,
+    option(
+        "--gpu",
+        "Accelerator (plimsoll catalog gpus), or a .toml file. simulate: several kinds behind the router, with "
+        "their GPUs: L40S:2,H100-SXM:1.",
+        DEPLOYMENT,
+    ),
+]
 Tp = Annotated[int | None, option("--tp", "Tensor parallel ways. [1]", DEPLOYMENT)]
 Pp = Annotated[int | None, option("--pp", "Pipeline stages. [1]", DEPLOYMENT)]
 Dp = Annotated[int | None, option("--dp", "Data-parallel attention ranks inside one replica. [1]", DEPLOYMENT)]
@@ -32,7 +40,12 @@ Router = Annotated[
 ]
 Engine = Annotated[
     str | None,
-    option("--engine", "Engine or policy, with options: vllm-v1,watermark=0.01; or a .py file. [vllm-v1]", DEPLOYMENT),
+    option(
+        "--engine",
+        "Engine or policy, with options: vllm-v1,watermark=0.01; in a version: vllm-v1@0.19.0; or a .py file. "
+        "[vllm-v1]",
+        DEPLOYMENT,
+    ),
 ]
 Precision = Annotated[
     str | None, option("--precision", "fp16, bf16, fp8, int8, int4 or fp4. [the checkpoint's own]", DEPLOYMENT)
@@ -41,7 +54,18 @@ KvPrecision = Annotated[str | None, option("--kv-precision", "auto, fp16, bf16 o
 StepModelName = Annotated[
     str | None,
     option(
-        "--step-model", "roofline, silicon or profile:DIR; composed: roofline+h2o,ratio=0.2. [roofline]", DEPLOYMENT
+        "--step-model",
+        "roofline, vllm-roofline, silicon or profile:DIR; composed: roofline+h2o,ratio=0.2. [roofline]",
+        DEPLOYMENT,
+    ),
+]
+Overheads = Annotated[
+    str | None,
+    option(
+        "--overheads",
+        "Host time: none, vllm-v1, vllm-v1-sync, vllm-0.11-hopper, …; with an API server's: vllm-v1,api-server-vllm. "
+        "[the engine's own around steps, no API server]",
+        DEPLOYMENT,
     ),
 ]
 CalibrationFile = Annotated[

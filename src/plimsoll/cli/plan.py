@@ -20,6 +20,7 @@ DEPLOYMENT: Group = MappingProxyType(
     {
         "model": o.Model,
         "step_model": o.StepModelName,
+        "overheads": o.Overheads,
         "calibration": o.CalibrationFile,
         "kv_precision": o.KvPrecision,
         "max_num_seqs": o.MaxNumSeqs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -54,4 +55,6 @@ def command(arguments: dict[str, Any]) -> int:
         tables["engines.html"] = to_html(document)
     keep(asked, arguments, {**tables, "result.json": as_json(document)})
     show(document, arguments["json_output"], render)
+    if arguments["out"] is not None and not arguments["json_output"]:
+        typer.echo(f"charts: {Path(arguments['out']) / 'engines.html'}")
     return 0

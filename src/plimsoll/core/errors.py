@@ -15,6 +15,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_LISTED = 32
+"""Names that are listed one by one; of more than that only a part."""
+
 
 class PlimsollError(Exception):
     """The base of every error that a user can mend. Its text is one line."""
@@ -51,11 +54,20 @@ class UnknownNameError(InputError):
         self.known = tuple(known)
         self.hint = hint
         close = closest_names(str(value), self.known)
-        remedy = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(self.known)[:12])}"
+        remedy = f"did you mean {', '.join(close)}?" if close else f"known: {_listed(self.known)}"
         super().__init__(field, value, f"{remedy} {hint}".strip())
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.field, self.value, self.known, self.hint)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """All names, or the first of a long list and how many more there are."""
+    ordered = sorted(set(names))
+    if len(ordered) <= MOST_LISTED:
+        return ", ".join(ordered)
+    shown = ordered[: MOST_LISTED // 2]
+    return f"{', '.join(shown)} and {len(ordered) - len(shown)} more"
 
 
 class InfeasibleError(PlimsollError):

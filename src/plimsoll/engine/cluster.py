@@ -25,10 +25,10 @@ from plimsoll.engine import plugins
 from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.bursts import burst_draw, with_bursts
 from plimsoll.engine.config import EngineConfig, Option
-from plimsoll.engine.counting import CountingFleet, PairFleet, TooPatientError
+from plimsoll.engine.counting import CountingFleet, TooPatientError
 from plimsoll.engine.fleet import Fleet
 from plimsoll.engine.following import FollowingFleet, followed
-from plimsoll.engine.frontend import as_sent, delayed
+from plimsoll.engine.frontend import as_sent, as_sent_to_server, delayed, served_one_by_one
 from plimsoll.engine.lockstep import LockstepGroup
 from plimsoll.engine.lookahead import LookaheadReplica, can_look_ahead
 from plimsoll.engine.outlook import can_be_counted
@@ -55,7 +55,6 @@ class Router(Protocol):
         needs_state: false where the choice depends on no replica: then they are simulated one after another.
         counts_requests: optional; true where only `Fleet.loads`, `load` and `fewer` are looked at, which is faster.
         counts_tokens: optional; true where only `Fleet.least_pending` and `pending_tokens` are, which is faster.
-        looks_at_few: optional, besides `counts_requests`; true where it looks at the counts of few replicas at a time.
 
     A router that counts may have a method ``pick(loads)`` besides, which says the same from `Fleet.loads` alone.
     """
@@ -110,6 +109,11 @@ def simulate(
     Raises:
         UnknownNameError, InputError: the policy, the router or one of their options does not exist.
     """
+    if config.api_server_s or config.api_server_token_s:
+        behind = dataclasses.replace(config, api_server_s=0.0, api_server_token_s=0.0)
+        served = served_one_by_one(workload, config.api_server_s, config.api_server_token_s)
+        run = simulate(served, behind, model, seed=seed, duration_s=duration_s, observer=observer, members=members)
+        return as_sent_to_server(run, workload, served)
     if config.frontend_s:
         behind = dataclasses.replace(config, frontend_s=0.0)
         seen = delayed(workload, config.frontend_s)
@@ -188,8 +192,7 @@ def _simulate(
     if arrivals.closed:
         _closed_loop(arrivals, replicas, router, requests, until_s)
     elif counts and all(can_be_counted(replica) for replica in replicas):
-        fleet_class = PairFleet if getattr(router, "looks_at_few", False) else CountingFleet
-        _open_loop(arrivals, fleet_class(replicas, requests, until_s), router, until_s)
+        _open_loop(arrivals, CountingFleet(replicas, requests, until_s), router, until_s)
     elif known is not None:
         _open_loop(arrivals, FollowingFleet(replicas, requests, known, until_s), router, until_s)
     else:

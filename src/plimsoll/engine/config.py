@@ -26,6 +26,8 @@ class EngineConfig:
         ranks: data-parallel attention ranks in a replica, which step together; blocks, seats and budget are one rank's.
         router: name of a file in ``engine/routers``, with options: ``prefix-aware,max_lead=16``.
         frontend_s: seconds between a client's sending and the scheduler's first sight of a request.
+        api_server_s, api_server_token_s: seconds of the API server for a request and for each token of its prompt; it
+            serves one request after another, before `frontend_s`.
         keep_step_log: whether to keep batch size, queue length and KV use over time.
     """
 
@@ -40,6 +42,8 @@ class EngineConfig:
     ranks: int = 1
     router: str = "round-robin"
     frontend_s: float = 0.0
+    api_server_s: float = 0.0
+    api_server_token_s: float = 0.0
     keep_step_log: bool = False
 
     def __post_init__(self) -> None:
@@ -48,5 +52,6 @@ class EngineConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(name, value, "give a whole number of at least 1")
-        if not 0 <= self.frontend_s < float("inf"):
-            raise InputError("frontend_s", self.frontend_s, "give seconds of zero or more")
+        for name in ("frontend_s", "api_server_s", "api_server_token_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(name, getattr(self, name), "give seconds of zero or more")

@@ -190,6 +190,11 @@ class Fleet(Sequence["Replica"]):
         return self._known
 
 
+def least_of(loads: list[int]) -> int:
+    """The first of those that have the least."""
+    return loads.index(min(loads))
+
+
 def expected_tokens(workload: Workload, output: Sequence[int]) -> list[int]:
     """For each request the tokens in the cache at its end, as far as a router can know."""
     told = workload.predicted_output_tokens

@@ -18,6 +18,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from plimsoll.engine.fleet import Fleet, expected_tokens
 from plimsoll.engine.outlook import BELOW_ROUNDING, serves_in_turn
 from plimsoll.engine.policy import StepPlan
@@ -100,11 +102,6 @@ class Course:
             else:
                 self.most_per_s = per_s = self._per_step / self._step_s
                 self.most += self._per_step * (1 + 1e-6) - per_s * self.replica.now_s + 1e-12 * per_s * self.valid_s
-
-    def sent(self, now_s: float) -> None:
-        """Somebody was sent here, who is seen after the step under way."""
-        seen_s = self.replica.now_s
-        self.valid_s = min(self.valid_s, seen_s if seen_s > now_s else now_s)
 
     def turn(self, until_s: float) -> None:  # noqa: C901
         """Run every step that begins before `until_s`, and what is certain beyond."""
@@ -255,24 +252,30 @@ class FollowingFleet(Fleet):
         self._valid_s = [INFINITE] * len(replicas)  # as of their courses, and so are these: what is left at least,
         self._fewest = [0.0] * len(replicas)
         self._fewer_per_s = [0.0] * len(replicas)  # how much fewer from second to second,
+        self._num_falling = 0  # of how many replicas it does,
         self._until_s = [INFINITE] * len(replicas)  # and how long that is true
 
     def serve(self, router: Router, sent: Iterable[int], times: Iterable[float]) -> None:
         """Route arrivals, in order of time."""
-        choose, known, placed = router.choose, self._tokens, self._requests.replica
+        choose, known = router.choose, self._tokens
+        valid_s, until_s, fewest, sent_tokens = self._valid_s, self._until_s, self._fewest, self._sent_tokens
+        queues = [(one, one.sent.append, one.sent_s.append) for one in self.replicas]
         for request, now_s in zip(sent, times, strict=True):
             self.now_s = now_s
             number = choose(self, request, now_s)
-            placed[request] = number
-            replica, course = self.replicas[number], self._courses[number]
-            replica.sent.append(request)
-            replica.sent_s.append(now_s)
-            self._sent_tokens[number] += known[request]
-            self._fewest[number] += known[request]
-            course.sent(now_s)
-            self._valid_s[number] = valid_s = course.valid_s
-            if valid_s < self._until_s[number]:
-                self._until_s[number] = valid_s
+            replica, send, send_s = queues[number]
+            send(request)
+            send_s(now_s)
+            tokens = known[request]
+            sent_tokens[number] += tokens
+            fewest[number] += tokens
+            seen_s = replica.now_s  # whoever is sent here is seen after the step under way
+            if seen_s < now_s:
+                seen_s = now_s
+            if seen_s < valid_s[number]:
+                valid_s[number] = self._courses[number].valid_s = seen_s
+                if seen_s < until_s[number]:
+                    until_s[number] = seen_s
 
     def pending_tokens(self) -> list[int]:
         """For each replica the tokens still to come, as `Fleet.pending_tokens` counts them."""
@@ -284,11 +287,12 @@ class FollowingFleet(Fleet):
         now_s = self.now_s
         if min(self._until_s) < now_s:
             self._follow()
-        per_s = self._fewer_per_s
-        lows = [fewest - fewer_per_s * now_s for fewest, fewer_per_s in zip(self._fewest, per_s, strict=True)]
+        lows = self._fewest
+        if self._num_falling:
+            lows = [fewest - per_s * now_s for fewest, per_s in zip(lows, self._fewer_per_s, strict=True)]
         low = min(lows)
         chosen = lows.index(low)
-        if not per_s[chosen]:
+        if not self._fewer_per_s[chosen]:
             return chosen
         least = self._pending(chosen)
         for number, low in enumerate(lows):
@@ -300,7 +304,9 @@ class FollowingFleet(Fleet):
 
     def finish(self, until_s: float) -> None:
         """Run everything that begins before `until_s`: nobody will look any more."""
-        for replica in self.replicas:
+        placed = np.frombuffer(self._requests.replica, dtype=np.int64)
+        for number, replica in enumerate(self.replicas):
+            placed[replica.sent] = number
             if replica.next_arrival_s == INFINITE and len(replica.sent) > replica.num_arrived:
                 replica.next_arrival_s = replica.sent_s[replica.num_arrived]
             replica.advance(until_s)
@@ -317,7 +323,10 @@ class FollowingFleet(Fleet):
                     valid_s[number] = course.valid_s
                 course.look(now_s)
                 fewest[number] = sent[number] - course.most
-                per_s[number], until_s[number] = course.most_per_s, course.most_until_s
+                if per_s[number] != course.most_per_s:
+                    self._num_falling += (course.most_per_s > 0) - (per_s[number] > 0)
+                    per_s[number] = course.most_per_s
+                until_s[number] = course.most_until_s
 
     def _pending(self, number: int) -> int:
         """What one replica has left now."""

@@ -29,7 +29,8 @@ if it says so; a finish; the end of a prefill; a reservation outgrown; blocks ru
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -125,6 +126,8 @@ class GeneralPolicy:
         numbered: whether keys are whole numbers.
         pipelined: whether it runs with pipeline stages, with a batch in flight for each of them. Then `running` are the
             requests of the batch that is planned, and `seated` all who run.
+        own_settings: of `core.deployment.EngineSettings`, what its paper or its code has where nobody gives any: a
+            number, the name of the option that holds it, or ``("max_model_len", 2048)``, the larger of the two.
     """
 
     memory = "prompt"
@@ -135,6 +138,7 @@ class GeneralPolicy:
     keyed = False
     numbered = False
     pipelined = False
+    own_settings: ClassVar[Mapping[str, float | str | tuple[str, int]]] = {}
 
     def plan(self, view: GeneralState, /) -> GeneralPlan:
         """Say what the next step of the replica works on."""

@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
     from plimsoll.engine.general_state import GeneralState
 
+INFINITE = float("inf")
 RESERVATIONS = ("max", "pow2", "oracle", "told")
+
+
+def check_at_least(least: float, **options: float) -> None:
+    """Raise an InputError for the first option that is below `least`, or no finite number."""
+    for name, value in options.items():
+        if not least <= value < INFINITE:
+            raise InputError(name, value, f"give a number of at least {least:g}")
 
 
 def longest_sequence(config: EngineConfig) -> int:

@@ -9,6 +9,7 @@ starts and when it stops:
     finish    a heap of finish keys (see `Requests.finish_key`), known when a request starts decoding, over a sentinel
               that is never reached. One number is compared several times faster than a tuple
     stale     keys in `finish` of requests that were stopped
+    ended     whoever wants to know when requests ended, in order, puts a queue here
     due       after so many steps somebody may have finished: one more than the first step of `finish`
     crossings a heap of the steps in which a request fills an attention window, after which it reads no more
 
@@ -21,6 +22,7 @@ up: most calls are for one request, and then both cost more than they save.
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from heapq import heappop, heappush
 
 import numpy as np
@@ -40,8 +42,8 @@ class Lane:
     """One stream of steps: when each ended, and who decodes in it."""
 
     __slots__ = (
-        "block_size", "crossings", "due", "ends", "finish", "full_weight", "grow", "hist", "num", "number", "read",
-        "requests", "stale", "windows",
+        "block_size", "crossings", "due", "ended", "ends", "finish", "full_weight", "grow", "hist", "num", "number",
+        "read", "requests", "stale", "windows",
     )  # fmt: skip
 
     def __init__(self, requests: Requests, number: int, block_size: int, layers: AttentionLayers) -> None:
@@ -58,6 +60,7 @@ class Lane:
         self.finish = [NOT_DUE << KEY_BITS]
         self.stale: set[int] = set()
         self.due = NOT_DUE + 1
+        self.ended: deque[float] | None = None
         self.crossings: list[tuple[int, int, int, int]] = []
 
     def start(self, request: int, done: int, remaining: int) -> None:
@@ -148,6 +151,8 @@ class Lane:
         self.read -= weight * tokens
         self.grow -= weight * num
         self.due = (heap[0] >> KEY_BITS) + 1
+        if self.ended is not None:
+            self.ended.extend([self.ends[-1]] * num)
         return taken, blocks
 
     def steps_to_finish(self) -> int:

@@ -40,39 +40,32 @@ class Outlook:
     """
 
     __slots__ = (
-        "_alone_s",
-        "_in_turn",
-        "_kept",
-        "_limit_s",
-        "_parts",
-        "bound_s",
-        "decode_line",
-        "ended",
-        "least",
-        "replica",
-    )
+        "_alone_s", "_kept", "_limit_s", "_parts",
+        "bound_s", "decode_line", "ended", "least", "replica",
+    )  # fmt: skip
 
     def __init__(self, replica: Replica, limit_s: float) -> None:
         self.replica = replica
         self.decode_line = replica.model.decode_line
         self.ended: deque[float] = deque()
+        replica.lane.ended = self.ended
         self._kept: StepPlan | None = None
-        replica.ended = self.ended
-        self._limit_s, self._in_turn = limit_s, serves_in_turn(replica)
+        self._limit_s, in_turn = limit_s, serves_in_turn(replica)
         self._parts = (
-            replica, limit_s, self._in_turn, replica.log is not None, replica.policy.plan, replica.lane,
-            replica.running, replica.waiting, replica.prefilling, self.ended, replica.config.max_num_batched_tokens,
+            replica, limit_s, in_turn, replica.log is not None, replica.policy.plan, replica.lane,
+            replica.running, replica.waiting, replica.prefilling, replica.config.max_num_batched_tokens,
+            replica.requests.target,
         )  # fmt: skip
         self._alone_s = self.decode_line(1, 1)[0] * BELOW_ROUNDING
         self.bound_s, self.least = INFINITE, ANYBODY
 
     def turn(self, until_s: float) -> None:  # noqa: C901
         """Run every step that begins before `until_s`, and what is certain beyond; put off what nobody can see yet."""
-        replica, limit_s, in_turn, logs, plan_step, lane, running, waiting, prefilling, ended, budget = self._parts
+        replica, limit_s, in_turn, logs, plan_step, lane, running, waiting, prefilling, budget, target = self._parts
         if replica.next_arrival_s == INFINITE and len(replica.sent) > replica.num_arrived:
             replica.next_arrival_s = replica.sent_s[replica.num_arrived]
-        kept, self._kept = self._kept, None  # a plan that still holds, unless somebody has come
-        is_due = True  # if nobody has come, it was turned to because its next end is near
+        # A plan that was kept holds, unless somebody has come; if nobody has, it was turned to as its next end is near.
+        kept, self._kept, is_due = self._kept, None, True
         while True:
             now_s = replica.now_s
             if replica.next_arrival_s <= now_s:
@@ -95,20 +88,16 @@ class Outlook:
                 if in_turn and plan.fill:
                     horizon_s = limit_s
                 elif now_s >= until_s:
-                    if in_turn:
-                        self._kept = plan
+                    self._kept = plan if in_turn else None
                     break
             elif running:
-                if replica.next_arrival_s == INFINITE and not is_due and lane.num:
-                    bound_s = self._leave_alone(lane)
-                    if bound_s > until_s:
-                        return
+                quiet = replica.next_arrival_s == INFINITE and not is_due and lane.num
+                if quiet and self._leave_alone(lane) > until_s:
+                    return
                 if now_s >= until_s:
                     break
                 if in_turn and lane.num <= budget and replica._decode_all(until_s):
                     is_due = False
-                    for _ in replica.last_finished:
-                        ended.append(replica.now_s)
                     continue
                 plan = plan_step(replica)
             else:
@@ -117,16 +106,22 @@ class Outlook:
                 replica.now_s = replica.next_arrival_s
                 continue
             is_due, kept = False, None
-            self._carry_out(plan, horizon_s)
-            if replica.last_finished:
-                for _ in replica.last_finished:
-                    ended.append(replica.now_s)
-            if logs:
-                replica._write_log()
+            if not in_turn or plan.interrupts or not plan.chunks:
+                self._carry_out(plan, horizon_s)
+                if logs:
+                    replica._write_log()
+            elif plan.fill or plan.holds > 1:
+                replica._part_way_steps(plan, horizon_s, False)
+            else:
+                replica._mixed_step(plan)
+                if plan.then_fill and (request := plan.chunks[-1][0]) in prefilling and replica.now_s < limit_s:
+                    left, chunk = target[request] - prefilling[request], plan.then_fill - lane.num
+                    if 0 < chunk < left:
+                        replica._run_chunks(request, chunk, (left - 1) // chunk, plan.then_fill, limit_s, False)
         self._put_off()
 
     def _carry_out(self, plan: StepPlan, until_s: float) -> None:
-        """What `Replica.advance` does for a plan; who ends before its last step is noted in `ended`."""
+        """What `Replica.advance` does for a plan."""
         replica = self.replica
         replica.last_finished = NOBODY
         if plan.interrupts:
@@ -140,16 +135,6 @@ class Outlook:
             replica._part_way_steps(plan, until_s, replica.log is not None)
         else:
             replica._mixed_step(plan)
-            if plan.then_fill and replica.log is None and (request := plan.chunks[-1][0]) in replica.prefilling:
-                left = replica.requests.target[request] - replica.prefilling[request]
-                chunk = plan.then_fill - replica.lane.num
-                if self._in_turn:
-                    until_s = self._limit_s
-                if 0 < chunk < left and replica.now_s < until_s:
-                    if replica.last_finished:
-                        self.ended.extend([replica.now_s] * len(replica.last_finished))
-                        replica.last_finished = NOBODY
-                    replica._run_chunks(request, chunk, (left - 1) // chunk, plan.then_fill, until_s, False)
 
     def _leave_alone(self, lane: Lane) -> float:
         """Say until when nobody will end where all decode and nobody is about to come."""

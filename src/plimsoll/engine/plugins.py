@@ -1,10 +1,12 @@
 """Finds a policy or a router by name: one file, one class, no registry.
 
-The class of a file is the one named like it: ``vllm_v1.py`` holds ``VllmV1``.
+The class of a file is the one named like it: ``vllm_v1.py`` holds ``VllmV1``. Whatever a user's file does wrong becomes
+one line that names the file, the method and the line in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -12,12 +14,19 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from plimsoll.core.errors import InputError, UnknownNameError
+from plimsoll.core.errors import InputError, PlimsollError, UnknownNameError
+from plimsoll.engine.general_plan import GeneralPlan, GeneralPolicy
+from plimsoll.engine.policy import StepPlan
+
+POLICIES = "plimsoll.engine.policies"
+METHODS = {POLICIES: "plan(view)", "plimsoll.engine.routers": "choose(fleet, request, now_s)"}
+"""What a class of each kind must have, whoever wrote it."""
 
 
 def list_plugins(package: str) -> tuple[str, ...]:
@@ -42,7 +51,8 @@ def load_plugin(package: str, name: str, field: str) -> type:
     """
     if name.endswith(".py"):
         path = Path(name)
-        return _class_in(_import_file(path, field), path.stem, name, field)
+        found = _class_in(_import_file(path, field), path.stem, name, field)
+        return _with_method(found, package, name, field)
     known = list_plugins(package)
     if name not in known:
         raise UnknownNameError(field, name, known, "or give the path of a .py file")
@@ -58,9 +68,79 @@ def _import_file(path: Path, field: str) -> ModuleType:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may fail in any way
-        raise InputError(field, str(path), f"importing it failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a user's file may fail in any way, and end in any way
+        place = _place(str(path), error)
+        raise InputError(field, str(path), f"importing it failed{place and f' {place}'}: {_said(error)}") from error
     return module
+
+
+def _said(error: BaseException) -> str:
+    """An error in words; some have none of their own."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _place(path: str, error: BaseException) -> str:
+    """``in plan(), line 6``: the last frame of a traceback that lies in a file; empty if none does."""
+    file = Path(path).resolve()
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == file]
+    if not frames:
+        return ""
+    name = frames[-1].name
+    return f"in line {frames[-1].lineno}" if name == "<module>" else f"in {name}(), line {frames[-1].lineno}"
+
+
+@contextlib.contextmanager
+def policy_named(policy: str, field: str = "--engine") -> Iterator[None]:
+    """Turn whatever a user's policy file does wrong into one line that names the file, the method and its line.
+
+    Raises:
+        InputError: it failed, or planned what cannot be. Errors of built-in policies are bugs of ours and pass through.
+    """
+    if not policy.endswith(".py"):
+        yield
+        return
+    try:
+        yield
+    except PlimsollError:
+        raise
+    except (Exception, SystemExit) as error:
+        place = _place(policy, error) or "in a step that plan() asked for"
+        raise InputError(field, policy, f"it failed {place}: {_said(error)}") from error
+
+
+def _with_method(cls: type, package: str, name: str, field: str) -> type:
+    """A user's class, if it has the method of its kind; a policy's plans are looked at from then on."""
+    signature = METHODS.get(package, "")
+    method = getattr(cls, signature.partition("(")[0], None) if signature else None
+    if signature and (not callable(method) or method is GeneralPolicy.plan):
+        raise InputError(field, name, f"its class {cls.__name__} has no method {signature}")
+    if package == POLICIES and inspect.isfunction(method):
+        cls.plan = _looked_at(method, name, field)  # type: ignore[attr-defined]  # a class of this import alone
+    return cls
+
+
+def _looked_at(plan: Callable[..., Any], name: str, field: str) -> Callable[..., Any]:
+    """`plan`, with a refusal of what is no plan: the engine would fail on it later, in a place that tells nothing."""
+    where = f"plan(), line {plan.__code__.co_firstlineno},"
+
+    @functools.wraps(plan)
+    def looked_at(self: object, view: Any) -> Any:
+        answer = plan(self, view)
+        if not isinstance(answer, (GeneralPlan, StepPlan)):
+            kind = "GeneralPlan" if isinstance(self, GeneralPolicy) else "StepPlan"
+            raise InputError(field, name, f"{where} returned {answer!r:.60}; return a {kind}")
+        known = len(view.requests)
+        for request, tokens in answer.chunks:
+            if not 0 <= request < known:
+                raise InputError(
+                    field, name, f"{where} planned request {request}; there are those from 0 to {known - 1}"
+                )
+            if tokens < 1:
+                raise InputError(field, name, f"{where} planned {tokens} tokens of request {request}; plan at least 1")
+        return answer
+
+    return looked_at
 
 
 def _class_in(module: ModuleType, stem: str, name: str, field: str) -> type:
@@ -71,22 +151,53 @@ def _class_in(module: ModuleType, stem: str, name: str, field: str) -> type:
     return found
 
 
+def runs_in_stages(policy: str) -> bool:
+    """Whether a scheduling policy is simulated with pipeline stages.
+
+    Raises:
+        UnknownNameError, InputError: there is no such policy, or a user's file that cannot be read.
+    """
+    return bool(getattr(load_plugin(POLICIES, policy, "--engine"), "pipelined", True))
+
+
 def construct(cls: type, name: str, config: object, options: Mapping[str, object]) -> object:
     """An instance of a plug-in class: `config` first, then its own options by keyword.
 
     Raises:
-        InputError: an option that the plug-in does not have (lists those it has), or one of the wrong type.
+        InputError: an option that the plug-in does not have (lists those it has), or one of the wrong type; a user's
+            class that cannot be made.
     """
-    parameters = inspect.signature(cls).parameters
-    known = {key: p for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    check_options(cls, name, options)
+    with policy_named(name):
+        needed = [
+            key
+            for key, p in list(inspect.signature(cls).parameters.items())[1:]
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if needed:
+            remedy = f"__init__() takes a config; make {', '.join(needed)} an option, with a default, after a *"
+            raise InputError("--engine", name, remedy)
+        return cls(config, **options)
+
+
+def check_options(cls: type, name: str, options: Mapping[str, object]) -> None:
+    """Whether a plug-in class has these options, with values of their kinds.
+
+    Raises:
+        InputError: the first that it has not (lists those it has), or whose value is of another type.
+    """
+    known = option_defaults(cls)
     for key, value in options.items():
         if key not in known:
             listed = ", ".join(known) or "none"
             raise InputError(f"option of {name}", key, f"its options are: {listed}")
-        default = known[key].default
-        if not isinstance(value, type(default)) and not (isinstance(default, float) and isinstance(value, int)):
+        default = known[key]
+        plain_number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
+        true_for_number = isinstance(value, bool) and not isinstance(default, bool)
+        if default is inspect.Parameter.empty or plain_number:
+            continue
+        if not isinstance(value, type(default)) or true_for_number:
             raise InputError(f"option {key} of {name}", value, f"give a value like {default!r}")
-    return cls(config, **options)
 
 
 def option_defaults(cls: type) -> dict[str, Any]:

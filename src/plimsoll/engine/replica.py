@@ -240,8 +240,6 @@ class Replica(ReplicaState):
             chunk = fill - lane.num
             holds = (self.requests.target[request] - have - 1) // chunk
             if holds:
-                if self.ended is not None:
-                    self.ended.extend([now_s] * len(self.last_finished))
                 self.last_finished = NOBODY  # they are seen by the end of the next step
         self.free_blocks = free + -have // size
         self.prefilling[request], self.now_s = have, now_s

@@ -43,7 +43,7 @@ class ReplicaState:
     """
 
     __slots__ = (
-        "block_size", "chunk_line", "chunk_lines", "config", "ended", "free_blocks", "lane", "lanes", "last_finished",
+        "block_size", "chunk_line", "chunk_lines", "config", "free_blocks", "lane", "lanes", "last_finished",
         "layers", "log", "model", "next_arrival_s", "now_s", "num_arrived", "num_blocks", "number", "observer",
         "paused", "pipelined", "plain_attention", "policy", "preempted", "prefilling", "requests", "running", "seated",
         "sent", "sent_s", "step_s", "waiting",
@@ -83,7 +83,6 @@ class ReplicaState:
         self.next_arrival_s = INFINITE
         self.now_s = 0.0
         self.last_finished: Sequence[int] = NOBODY
-        self.ended: deque[float] | None = None
         self.preempted: tuple[int, ...] = ()
         self.paused: tuple[int, ...] = ()
         self.pipelined = model.num_stages > 1
@@ -124,12 +123,11 @@ class ReplicaState:
     def _take_arrivals(self) -> None:
         times, now_s = self.sent_s, self.now_s
         begin = end = self.num_arrived
-        try:
-            while times[end] <= now_s:
-                end += 1
-            self.next_arrival_s = times[end]
-        except IndexError:  # that was the last of all
-            self.next_arrival_s = INFINITE
+        num_sent = len(times)
+        while end < num_sent and times[end] <= now_s:
+            end += 1
+        # Not an IndexError: behind a router that is the rule, and as slow as a step.
+        self.next_arrival_s = times[end] if end < num_sent else INFINITE
         self.waiting.extend(self.sent[begin:end])
         self.num_arrived = end
 

@@ -97,20 +97,30 @@ class SplitMachine(Machine):
                 self.begin_decodes(now_s, UNLIMITED, until_s)
                 return True
         elif not running:
-            request = waiting[0]
-            if self.requests.prompt[request] >= self.config.max_num_batched_tokens and self.needs.has_room[request]:
+            request, lengths = waiting[0], self.requests.prompt
+            if self.needs.has_room[request] and (
+                len(waiting) == 1 or lengths[request] + lengths[waiting[1]] > self.config.max_num_batched_tokens
+            ):
                 self.began_s = now_s
+                self.stuck_at = NEVER_STUCK
                 self.begin_mixed([waiting.popleft()], now_s)
                 return True
         return self._begin_both(now_s, until_s)
 
     def _receive(self, now_s: float) -> None:
-        """KV is here: its requests could decode."""
-        coming, lengths, outputs = self.coming, self.requests.prompt, self.requests.output
+        """KV is here: its requests could decode, and do so at once where nobody can be in their way."""
+        coming, running, paused_at, lane, requests = self.coming, self.running, self.paused_at, self.lane, self.requests
+        at_once = not self.waiting and not paused_at and len(running) + len(coming) <= self.limit
+        step = len(lane.ends)
         while coming and coming[0][0] <= now_s:
             request = coming.popleft()[1]
-            self.paused_at[request] = (lengths[request], outputs[request] - 1)
-            self.running[request] = None
+            cached, remaining = requests.prompt[request], requests.output[request] - 1
+            running[request] = None
+            if at_once:
+                lane.start(request, cached, remaining)
+                requests.slice_begin[request] = step
+            else:
+                paused_at[request] = (cached, remaining)
 
     def _begin_both(self, now_s: float, until_s: float) -> bool:
         """The same where prompts and decodes are in each other's way."""

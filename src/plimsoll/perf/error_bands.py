@@ -6,7 +6,9 @@ whose measurements no coefficient of it was fitted to (``data/error_bands.toml``
 
 - a step model and GPU with measured runs: the 10th to the 90th percentile of their residuals;
 - another GPU: from the lowest to the highest end of the GPUs that have runs, because one band does not carry over (the
-  H100's holds little more than half of the B200's runs, the B200's nearly all of the H100's);
+  H100's holds half to two thirds of the B200's runs, the B200's most of the H100's);
+- a model of an engine, on an architecture where nobody measured that engine (`engine_measured`): not narrower than the
+  roofline's, which says nothing of engines;
 - one whose operators nobody measured either: that, widened by the error of borrowing coefficients (`efficiency`);
 - measured tables with holes that the roofline fills: from the lower to the upper end of the bands of both;
 - compositions on top: widened once each, by the error of gains that were published;
@@ -14,6 +16,9 @@ whose measurements no coefficient of it was fitted to (``data/error_bands.toml``
 
 Errors widen each other as independent ones do: the squares of the logarithms add up. A median stands for a spread as it
 does in a normal distribution, of which 80 % lie within 1.9 times the median distance.
+
+Models of kernels alone (roofline, measured tables) were given the host time of the servers measured; under an engine's
+own that differs, the difference comes on top (``docs/step-cost.md``).
 
 A band is of step time. At light load TPOT and the prefill's part of TTFT are off by as much; towards saturation waiting
 grows faster than the step, and a capacity found at a target moves about inversely to it. All runs are vLLM's on NVIDIA
@@ -77,7 +82,7 @@ def error_band(facts: Mapping[str, Any]) -> ErrorBand | None:
     band = _measured(table, name, gpu)
     if band is None:
         return None
-    if facts.get("fallbacks"):
+    if facts.get("fallbacks") or not facts.get("engine_measured", True):
         band = _around(band, _measured(table, "roofline", gpu))
     borrowed_frac = float(facts.get("borrowed_error_frac", 0.0))
     if borrowed_frac:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import ModelSpec
@@ -27,8 +28,8 @@ from plimsoll.catalog.engines import EngineFacts, default_settings, load_engine,
 from plimsoll.core.deployment import EngineSettings, Parallelism
 from plimsoll.core.errors import InfeasibleError, InputError
 from plimsoll.core.source import Source
-from plimsoll.core.units import GIB, MIB
 from plimsoll.perf.footprint import activation_peak_bytes, graph_bytes, stage_layers, stage_weight_bytes
+from plimsoll.perf.memory_words import breakdown_of, gib
 
 KV_ELEMENT_BYTES = {"auto": 2.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
 DEFAULT_EXPECTED_TOKENS = 2048
@@ -51,11 +52,20 @@ class MemoryAssumptions:
             does not need it.
         shrink_max_model_len: take the longest `max_model_len` that fits instead of refusing (vLLM's
             ``--max-model-len auto``), as long as none was given.
+        weight_bytes_factor, extra_bytes: optimisations: on the bytes of all weights, and resident beside them.
+        gpu_tokens: optimisations: tokens' worth of cache on the GPU of a sequence of a length; None is the length.
     """
 
     engine: EngineFacts | None = None
     expected_sequence_tokens: int | None = None
     shrink_max_model_len: bool = False
+    weight_bytes_factor: float = 1.0
+    extra_bytes: float = 0.0
+    gpu_tokens: Callable[[float], float] | None = None
+
+    def gpu_share(self, tokens: int) -> float:
+        """Share of a sequence's cache that is on the GPU."""
+        return 1.0 if self.gpu_tokens is None else self.gpu_tokens(tokens) / tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +134,7 @@ class _Rank:
     full_token_bytes: float
     window_token_bytes: tuple[tuple[int, float], ...]
     state_bytes: float
+    assumed: MemoryAssumptions
 
     def sequence_bytes(self, tokens: int, block_size: int, budget: int) -> float:
         """Cache of one sequence at most: vLLM's bound (a window holds ``window − 1 + budget`` tokens, and a block)."""
@@ -132,18 +143,18 @@ class _Rank:
             held = min(window - 1 + budget, tokens)
             extra = 0 if held == tokens else 1
             total += (math.ceil(held / block_size) + extra) * block_size * token_bytes
-        return total
+        return total * self.assumed.gpu_share(tokens)
 
     def block_bytes(self, expected_tokens: int, block_size: int) -> float:
         """Bytes of a block: plain where attention is full, else what an expected sequence holds, by its blocks."""
         if not self.window_token_bytes and not self.state_bytes:
-            return self.full_token_bytes * block_size
+            return self.full_token_bytes * block_size * self.assumed.gpu_share(expected_tokens)
         blocks = math.ceil(expected_tokens / block_size)
         held = blocks * block_size * self.full_token_bytes + self.state_bytes
         for window, token_bytes in self.window_token_bytes:
             # While decoding, blocks behind the window are given back; one is only partly inside it.
             held += min(blocks, math.ceil(window / block_size) + 1) * block_size * token_bytes
-        return held / blocks
+        return held / blocks * self.assumed.gpu_share(expected_tokens)
 
     def num_blocks(self, expected_tokens: int, block_size: int) -> float:
         """Blocks that fit, as a fraction; below zero where the weights alone are too much."""
@@ -177,7 +188,7 @@ def kv_capacity(
     assumed = assumptions or MemoryAssumptions()
     engine = assumed.engine or load_engine("vllm-v1")
     resolved = default_settings(engine, gpu, settings, model, parallelism).settings
-    case = _Case(engine, model, gpu, parallelism, precision, kv_precision, resolved)
+    case = _Case(engine, model, gpu, parallelism, precision, kv_precision, resolved, assumed)
     expected = assumed.expected_sequence_tokens or min(DEFAULT_EXPECTED_TOKENS, resolved.max_model_len or 1)
     given_blocks = settings.num_kv_blocks
     worst, num_blocks, largest = case.blocks(expected, given_blocks)
@@ -202,7 +213,7 @@ def kv_capacity(
         largest_max_model_len=largest,
         settings=dataclasses.replace(resolved, max_model_len=max_model_len),
         source=Source.MODELLED if given_blocks is None else Source.MEASURED,
-        breakdown=_breakdown(engine, gpu, resolved, worst, (block_bytes, num_blocks), given_blocks),
+        breakdown=breakdown_of(engine, gpu, resolved, worst, (block_bytes, num_blocks), given_blocks),
         notes=_notes(worst, expected, assumed, parallelism),
     )
 
@@ -218,6 +229,7 @@ class _Case:
     precision: str
     kv_precision: str
     settings: EngineSettings
+    assumed: MemoryAssumptions
 
     def ranks(self) -> list[_Rank]:
         """The GPUs of each pipeline stage; those of one stage are alike."""
@@ -231,7 +243,8 @@ class _Case:
         ranks = []
         for stage, num_layers in enumerate(stage_layers(model.num_layers, cut.pp)):
             share = num_layers / model.num_layers
-            weights = stage_weight_bytes(model, self.precision, cut, stage)
+            weights = stage_weight_bytes(model, self.precision, cut, stage) * self.assumed.weight_bytes_factor
+            weights += self.assumed.extra_bytes
             activations = activation_peak_bytes(engine, model, cut, settings, stage)
             graphs = graph_bytes(engine, self.gpu, num_layers, settings)
             full = 0.0
@@ -257,6 +270,7 @@ class _Case:
                     full_token_bytes=full,
                     window_token_bytes=tuple(sorted(windows.items())),
                     state_bytes=share * state_bytes_per_sequence(model) / cut.tp,
+                    assumed=self.assumed,
                 )
             )
         return ranks
@@ -304,36 +318,6 @@ def _largest_max_model_len(ranks: list[_Rank], model: ModelSpec, settings: Engin
     return low
 
 
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.2f}"
-
-
-def _breakdown(
-    engine: EngineFacts,
-    gpu: Accelerator,
-    settings: EngineSettings,
-    rank: _Rank,
-    block: tuple[float, int],
-    given_blocks: int | None,
-) -> str:
-    """The arithmetic of the worst GPU in one line."""
-    block_bytes, num_blocks = block
-    per_block = f"{block_bytes / MIB:.3f} MiB per block of {settings.block_size}"
-    if given_blocks is not None:
-        return f"{num_blocks} blocks as given, {per_block} = {_gib(rank.kv_bytes)} GiB of KV cache"
-    memory, share = visible_memory_bytes(gpu), settings.gpu_memory_utilization or 0.0
-    parts = f"weights {_gib(rank.weight_bytes)}"
-    others = f"activations {_gib(rank.activation_bytes)} − runtime {_gib(rank.runtime_bytes)}"
-    others += f" − graphs {_gib(rank.graph_bytes)}" if rank.graph_bytes else ""
-    if engine.memory.rule == "static_fraction":
-        text = f"{share:g} × {_gib(memory)} GiB − {parts}"
-    elif engine.memory.rule == "free_fraction":
-        text = f"{share:g} × ({_gib(memory)} GiB − {parts} − {others})"
-    else:
-        text = f"{share:g} × {_gib(memory)} GiB − {parts} − {others}"
-    return f"{text} = {_gib(rank.kv_bytes)} GiB ÷ {per_block} tokens = {num_blocks} blocks"
-
-
 def _notes(rank: _Rank, expected: int, assumed: MemoryAssumptions, parallelism: Parallelism) -> tuple[str, ...]:
     notes = []
     if rank.window_token_bytes or rank.state_bytes:
@@ -358,16 +342,16 @@ def _refusal(case: _Case, rank: _Rank, max_model_len: int, largest: int, given_b
     budget, block_size = case.settings.max_num_batched_tokens or 1, case.settings.block_size
     need = rank.sequence_bytes(max_model_len, block_size, budget)
     memory, share = visible_memory_bytes(gpu), case.settings.gpu_memory_utilization or 0.0
-    left = f"{share:g} × {_gib(memory)} GiB − weights {_gib(rank.weight_bytes)} − activations "
-    left += f"{_gib(rank.activation_bytes)} − runtime {_gib(rank.runtime_bytes + rank.graph_bytes)}"
+    left = f"{share:g} × {gib(memory)} GiB − weights {gib(rank.weight_bytes)} − activations "
+    left += f"{gib(rank.activation_bytes)} − runtime {gib(rank.runtime_bytes + rank.graph_bytes)}"
     remedies = [f"max_model_len {largest}"] if largest >= block_size else []
     remedies += _neighbours(case, max_model_len)
     if share < DEFAULT_SHARE and DEFAULT_SHARE * memory - (share * memory - rank.kv_bytes) >= need:
         remedies.append(f"gpu_memory_utilization {DEFAULT_SHARE:g}")
     advice = f"; what would fit: {'; or '.join(remedies)}" if remedies else "; no cut of one machine would fit it"
     return InfeasibleError(
-        f"{where}: one sequence of {max_model_len} tokens needs {_gib(need)} GiB of KV cache per GPU and "
-        f"{_gib(rank.kv_bytes)} are left ({left}): {_gib(need - rank.kv_bytes)} GiB short{advice}",
+        f"{where}: one sequence of {max_model_len} tokens needs {gib(need)} GiB of KV cache per GPU and "
+        f"{gib(rank.kv_bytes)} are left ({left}): {gib(need - rank.kv_bytes)} GiB short{advice}",
         "memory",
     )
 

@@ -24,12 +24,12 @@ import math
 import tomllib
 from importlib import resources
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import Any
 
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import Attention, DenseMlp, LatentAttention, ModelSpec, Moe, StateSpace
 from plimsoll.core.deployment import Parallelism
-from plimsoll.core.step import StepShape
+from plimsoll.core.step import ChunkLine, StepShape
 from plimsoll.perf import kernels, power
 from plimsoll.perf.operators import Collective, GroupedGemm
 from plimsoll.perf.overheads import Overheads
@@ -38,6 +38,9 @@ from plimsoll.perf.tabulated import UNBOUNDED, Line, PrefillRates
 
 SAMPLERS = ("sorts", "greedy")
 """Requests with top-p or top-k, which sort every row's logits; requests that take the likeliest token."""
+
+MEASURED = ("hopper", "blackwell")
+"""GPU architectures whose constants were fitted; others get those of the first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ def load_vllm_steps(architecture: str) -> VllmSteps:
     text = (resources.files("plimsoll.perf") / "data" / "vllm_steps.toml").read_text(encoding="utf-8")
     table: dict[str, Any] = tomllib.loads(text)
     table["one_shot_bytes"] = tuple((ranks, size) for ranks, size in table["one_shot_bytes"])
-    measured = {name: table.pop(name) for name in ("hopper", "blackwell")}
+    measured = {name: table.pop(name) for name in MEASURED}
     return VllmSteps(**table, **measured.get(architecture, measured["hopper"]))
 
 
@@ -128,9 +131,6 @@ class VllmRoofline(Roofline):
         steps: what vLLM adds; that of the GPU's architecture by default.
     """
 
-    # Steps with a chunk are no straight lines here: the larger of two times bends.
-    chunk_line: ClassVar[None] = None  # type: ignore[assignment]
-
     def __init__(
         self,
         model: ModelSpec,
@@ -142,6 +142,7 @@ class VllmRoofline(Roofline):
     ) -> None:
         self._vllm = steps or load_vllm_steps(gpu.architecture)
         self._launches_s = _launches_s(model, parallelism or Parallelism(), self._vllm)
+        self._launched_s = self._launches_s + self._vllm.per_step_s
         host = Overheads(per_step_s=self._vllm.per_step_s, source=self._vllm.source, date=self._vllm.date)
         super().__init__(model, gpu, parallelism, precision, kv_precision, host, RooflineOptions())
 
@@ -193,7 +194,21 @@ class VllmRoofline(Roofline):
         """Host time of launching a step of `tokens` tokens; 0 where one CUDA graph does it."""
         if not mixed and tokens <= self._vllm.graph_tokens * self._parallelism.dp:
             return 0.0
-        return self._launches_s + self._vllm.per_step_s
+        return self._launched_s
+
+    def sampled_s(self, rows: int) -> float:
+        """Seconds of head and sampler on `rows` sequences."""
+        return self._fixed_s(0, rows)[1]
+
+    def without_launches(self) -> VllmRoofline:
+        """The same deployment with a host that launches in no time, for compositions to build on."""
+        layers = ("attention_layer_s", "dense_layer_s", "expert_layer_s", "latent_layer_s")
+        steps = dataclasses.replace(self._vllm, **dict.fromkeys(layers, 0.0))  # type: ignore[arg-type]
+        return type(self)(self._model, self._gpu, self._parallelism, self._precision, self._kv_precision, steps)
+
+    def operator_function(self, op: kernels.Operator) -> kernels.Seconds:
+        """Seconds of one operator as a function of the step's rows, as vLLM runs it."""
+        return self._as_vllm(op, super().operator_function(op))
 
     def _decode_pieces(self, num_decode: int) -> tuple[Line, ...]:
         ((base, slope, _),) = super()._decode_pieces(num_decode)
@@ -228,8 +243,20 @@ class VllmRoofline(Roofline):
         )  # fmt: skip
         if not prefill_tokens and not num_prefill:
             return seconds
-        sampled = self._fixed_s(prefill_tokens + num_decode, num_prefill_done + num_decode)[1]
-        return max(seconds, sampled + self.launched_s(prefill_tokens + num_decode, mixed=True))
+        launched = self._sampled[num_prefill_done + num_decode] + self._launched_s
+        return seconds if seconds >= launched else launched
+
+    def chunk_line(self, chunk_tokens: int, num_decode: int, decode_read_tokens: int, /) -> ChunkLine:
+        """As the roofline's where kernels outlast launches in any such step; else one that holds nowhere.
+
+        Kernels only get longer with context, pairs and read tokens, so the shortest step tells.
+        """
+        line = super().chunk_line(chunk_tokens, num_decode, decode_read_tokens)
+        fixed_s, chunk_s, _, _, base_s, slope_s, _ = line
+        least = fixed_s + chunk_s + (base_s + slope_s * decode_read_tokens)
+        if least >= self._sampled[num_decode] + self._launched_s:
+            return line
+        return *line[:-1], decode_read_tokens
 
     def energy_j(self, shape: StepShape, time_s: float) -> float | None:
         """Joules of all GPUs of the replica in a step of `time_s`, the sampler's among them; None without a TDP."""
@@ -239,7 +266,15 @@ class VllmRoofline(Roofline):
 
     def describe(self) -> dict[str, Any]:
         """What this model is made of, for reports: plain values only."""
-        return {**super().describe(), "engine": self._vllm.source, "engine_date": self._vllm.date}
+        return {
+            **super().describe(),
+            "step_model": "vllm-roofline",
+            "sampler": self._vllm.sampler,
+            "graph_tokens": self._vllm.graph_tokens,
+            "engine": self._vllm.source,
+            "engine_date": self._vllm.date,
+            "engine_measured": self._gpu.architecture in MEASURED,
+        }
 
 
 def _launches_s(model: ModelSpec, parallelism: Parallelism, steps: VllmSteps) -> float:

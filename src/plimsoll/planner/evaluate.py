@@ -297,7 +297,7 @@ class Evaluator:
         spec = context.loads.spec
         text = repr(
             (
-                "capacity v3",
+                "capacity v4",
                 request.model,
                 one.config.accelerator.id,
                 one.config.accelerator.memory_bandwidth_bytes_per_s,
@@ -312,6 +312,7 @@ class Evaluator:
                 context.whole,
                 context.targets,
                 request.step_model,
+                request.overheads,
                 request.factors.get(one.config.accelerator.id),
                 request.seed,
                 effort,

@@ -96,11 +96,18 @@ def with_pools(
 
     A link moves the KV of one GPU over that GPU's own share of the network (or of NVLink, where all machines of the
     deployment lie in one scale-up domain), all GPUs of a machine side by side. What the user gave stays.
+
+    Raises:
+        InputError: a number of machines that cannot be.
     """
     if policy not in list_pool_engines():
         return memory, replicas, []
     defaults = option_defaults(load_plugin(CLUSTERS, policy, "--engine"))
     given = dict(memory.settings.options)
+    for name, least in zip(POOL_NAMES, (1, 1, 0), strict=True):
+        count_given = given.get(name, least)
+        if not isinstance(count_given, int) or count_given < 0:  # the engine itself says what it needs of each
+            raise InputError(f"option {name} of {policy}", count_given, f"give at least {least} machines")
     total = sum(int(given.get(name, defaults[name])) for name in POOL_NAMES if name in defaults)
     count = total if replicas == 1 else replicas
     near = count * parallelism.num_gpus <= gpu.scale_up_size

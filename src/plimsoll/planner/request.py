@@ -52,6 +52,7 @@ class PlanRequest:
         kv_precision: of the KV cache.
         engines: deployable engines.
         step_model: name for `perf.build`.
+        overheads: host time by name (see `perf.overheads`); None takes each engine's own.
         token_budgets: tokens of a step to consider; a None stands for the engine's default.
         settings: engine settings that hold for every candidate.
         tp, pp, dp: ways to consider, None for all that make sense.
@@ -82,6 +83,7 @@ class PlanRequest:
     kv_precision: str = "auto"
     engines: tuple[str, ...] = ("vllm-v1",)
     step_model: str = "roofline"
+    overheads: str | None = None
     token_budgets: tuple[int | None, ...] = DEFAULT_TOKEN_BUDGETS
     settings: EngineSettings = dataclasses.field(default_factory=EngineSettings)
     tp: tuple[int, ...] | None = None

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
+from collections.abc import Mapping
 
+from plimsoll.catalog.engines import Compatibility, EngineFacts, check_compatibility
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InfeasibleError
 from plimsoll.core.source import Source
 from plimsoll.core.step import StepModel
+from plimsoll.core.units import GIB
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig
 from plimsoll.engine.cluster import can_step_together
-from plimsoll.perf.compositions import MemoryEffect
-from plimsoll.perf.memory import MemoryPlan
+from plimsoll.engine.config import Option
+from plimsoll.perf.compositions import MemoryEffect, parse_step_model, prepared
+from plimsoll.perf.memory import DEFAULT_EXPECTED_TOKENS, MemoryAssumptions, MemoryPlan
+from plimsoll.perf.overheads import HostTime
+from plimsoll.perf.request import StepModelRequest
 
 
 def engine_config(
-    memory: MemoryPlan, parallelism: Parallelism, policy: str, replicas: int, router: str
+    memory: MemoryPlan,
+    parallelism: Parallelism,
+    policy: str,
+    replicas: int,
+    router: str,
+    facts: EngineFacts | None = None,
 ) -> EngineConfig:
     """One replica's engine; data-parallel attention ranks are one pool with the sum of blocks, seats and budgets.
 
-    `with_ranks` takes them apart where they can be simulated step by step together.
+    `with_ranks` takes them apart where they can be simulated step by step together. `facts` gives the options that were
+    not given the defaults of the engine's version.
     """
     settings, ranks = memory.settings, parallelism.dp
     assert settings.max_num_seqs is not None
@@ -32,9 +46,33 @@ def engine_config(
         max_num_batched_tokens=settings.max_num_batched_tokens * ranks,
         max_model_len=memory.max_model_len,
         policy=policy,
-        options=settings.options,
+        options=with_option_defaults(settings.options, policy, facts, parallelism),
         replicas=replicas,
         router=router,
+    )
+
+
+def with_option_defaults(
+    options: Mapping[str, Option], policy: str, facts: EngineFacts | None, parallelism: Parallelism
+) -> Mapping[str, Option]:
+    """`options` with what the engine's version has by default, where nothing was said.
+
+    NOTE: asynchronous scheduling is simulated with one pipeline stage and one data-parallel rank only. More of them are
+    scheduled synchronously, at the host time of the asynchronous scheduler (which vLLM leaves off with pipeline stages,
+    in 0.32 with the old model runner; there the batches on their way hide the host's work as well).
+    """
+    if facts is None or policy != facts.policy:
+        return options
+    given = dict(facts.option_defaults)
+    if parallelism.pp * parallelism.dp > 1 and given.get("async_scheduling") is True:
+        given.pop("async_scheduling", None)
+    return {**given, **options}
+
+
+def with_host_time(config: EngineConfig, host_time: HostTime) -> EngineConfig:
+    """The engine behind an API server's time; the time around steps belongs to the step model."""
+    return dataclasses.replace(
+        config, api_server_s=host_time.frontend.per_request_s, api_server_token_s=host_time.frontend.per_request_token_s
     )
 
 
@@ -54,33 +92,82 @@ def with_ranks(config: EngineConfig, ranks: int, workload: Workload, model: Step
     return config, f"the {ranks} data-parallel ranks are simulated as one pool, as if they were evenly loaded"
 
 
-def composed_memory(memory: MemoryPlan, effect: MemoryEffect, expected_tokens: int) -> MemoryPlan:
-    """The memory plan as optimisations of cache and weights change it.
-
-    A sequence of the expected length takes `effect.gpu_tokens` tokens' worth of cache, so a block costs that share of
-    its bytes; shorter and longer sequences are counted alike. A given number of blocks stays as it is.
+def composed_compatibility(
+    fits: Compatibility, facts: EngineFacts, request: StepModelRequest, step_model: str
+) -> Compatibility:
+    """`fits` with what the engine says to the precision that compositions of `step_model` give the weights.
 
     Raises:
-        InfeasibleError: what an optimisation keeps resident leaves no room for a cache.
+        InfeasibleError: the engine does not run that precision on this GPU, or the weights are quantised already.
+        InputError: a composition that cannot be used.
+    """
+    choices = parse_step_model(step_model)[1]
+    composed = prepared(request, choices)
+    if composed.precision == request.precision:
+        return fits
+    changed = check_compatibility(
+        facts, request.model, request.gpu, request.parallelism, composed.precision, request.kv_precision
+    )
+    needs = [f"{composed.precision} weights need {changed.checkpoint}"] if changed.checkpoint else []
+    return dataclasses.replace(
+        fits,
+        compute_precision=changed.compute_precision,
+        checkpoint=changed.checkpoint,
+        notes=tuple(dict.fromkeys((*fits.notes, *changed.notes, *needs))),
+    )
+
+
+def composed_assumptions(effect: MemoryEffect, assumed: MemoryAssumptions) -> MemoryAssumptions:
+    """`assumed` with what optimisations of cache and weights keep on the GPU.
+
+    A sequence of the expected length takes `effect.gpu_tokens` tokens' worth of cache, so a block costs that share of
+    its bytes; shorter and longer sequences are counted alike.
+    """
+    if effect == MemoryEffect():
+        return assumed
+    return dataclasses.replace(
+        assumed,
+        weight_bytes_factor=effect.weight_bytes_factor,
+        extra_bytes=effect.extra_bytes,
+        gpu_tokens=effect.gpu_tokens,
+    )
+
+
+def composed_memory(memory: MemoryPlan, effect: MemoryEffect, assumed: MemoryAssumptions) -> MemoryPlan:
+    """The memory plan, sized with `composed_assumptions`, within the tier below the GPU, and what to know of it.
+
+    Raises:
+        InfeasibleError: the tier holds less than a longest sequence that was asked for, or than blocks that were given.
     """
     if effect == MemoryEffect():
         return memory
-    share = effect.gpu_tokens(expected_tokens) / expected_tokens
-    weight_bytes = memory.weight_bytes * effect.weight_bytes_factor
-    kv_bytes = memory.kv_bytes + memory.weight_bytes - weight_bytes - effect.extra_bytes
-    block_bytes = memory.block_bytes * share
-    given = memory.source is Source.MEASURED
-    num_blocks = memory.num_blocks if given else int(kv_bytes // block_bytes)
-    if num_blocks < 2:
-        gib = effect.extra_bytes / 2**30
-        reason = f"the optimisations keep {gib:.2f} GiB resident, which leaves no KV cache; use more memory or fewer"
-        raise InfeasibleError(reason, "memory")
+    memory = dataclasses.replace(memory, notes=(*memory.notes, *effect.notes))
+    most, words = _tier_blocks(memory, effect, assumed.expected_sequence_tokens or DEFAULT_EXPECTED_TOKENS)
+    if memory.num_blocks <= most:
+        return memory
+    if memory.source is Source.MEASURED:
+        raise InfeasibleError(f"{memory.num_blocks} KV blocks were asked for; {words}", "memory")
+    longest = (most - 1) * memory.block_size
+    if most < 2 or (longest < memory.max_model_len and not assumed.shrink_max_model_len):
+        wanted = f"a sequence of {memory.max_model_len:,} tokens needs more"
+        raise InfeasibleError(f"{words}; {wanted}: give a larger one or keep more on the GPU", "memory")
+    length = min(longest, memory.max_model_len)
     return dataclasses.replace(
         memory,
-        weight_bytes=weight_bytes,
-        kv_bytes=kv_bytes,
-        block_bytes=block_bytes,
-        num_blocks=num_blocks,
-        breakdown=f"{memory.breakdown}; with optimisations {num_blocks} blocks",
-        notes=(*memory.notes, *effect.notes),
+        num_blocks=most,
+        max_model_len=length,
+        largest_max_model_len=min(longest, memory.largest_max_model_len),
+        settings=dataclasses.replace(memory.settings, max_model_len=length),
+        breakdown=f"{memory.breakdown}; {most} in the tier below",
+        notes=(*memory.notes, f"the cache is bound below the GPU: {words}"),
     )
+
+
+def _tier_blocks(memory: MemoryPlan, effect: MemoryEffect, expected_tokens: int) -> tuple[int, str]:
+    """The most blocks whose share fits into the tier below the GPU, and a sentence on it."""
+    if not effect.tier_kv_share or math.isinf(effect.tier_bytes):
+        return sys.maxsize, ""
+    tier_bytes = memory.block_bytes * effect.tier_tokens(expected_tokens) / effect.gpu_tokens(expected_tokens)
+    most = int(effect.tier_bytes // tier_bytes)
+    size = f"{effect.tier_bytes / GIB:,.4g} GiB of {effect.kv_tier} for one GPU"
+    return most, f"{size} hold {most:,} blocks of the cache ({effect.tier_source})"

@@ -13,12 +13,12 @@ from typing import Any
 from plimsoll.core.errors import InfeasibleError, InputError, MissingExtraError
 from plimsoll.perf.profiles.own_experts import expected_experts
 from plimsoll.perf.profiles.own_format import Row
+from plimsoll.perf.profiles.own_work import OF_SEQUENCES, calls_of, expert_work_of, matrix_of, token_operators, work_of
 from plimsoll.profiler.attend import COLD_BYTES, ELEMENT_BYTES, Attend
 from plimsoll.profiler.clock import Call, Copied, clock_of
 from plimsoll.profiler.experts import Experts
 from plimsoll.profiler.samples import Effort, figures
 from plimsoll.profiler.shapes import Shape
-from plimsoll.profiler.work import OF_SEQUENCES, calls_of, expert_work_of, matrix_of, token_operators, work_of
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 CUT = {

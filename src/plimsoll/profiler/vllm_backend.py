@@ -10,10 +10,10 @@ from typing import Any
 
 from plimsoll.core.errors import InputError
 from plimsoll.perf.profiles.own_format import Row
+from plimsoll.perf.profiles.own_work import OF_SEQUENCES, work_of
 from plimsoll.profiler.samples import Effort, figures
 from plimsoll.profiler.shapes import Shape, chunks, decodes
 from plimsoll.profiler.survey import SHORTEST_LENGTH
-from plimsoll.profiler.work import OF_SEQUENCES, work_of
 
 Sample = Mapping[str, tuple[int, float]]
 RPC_TIMEOUT_S = 180.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from plimsoll.calibration import flag_name
 from plimsoll.report.simulation import footing
 from plimsoll.report.text import seconds
 
@@ -25,8 +26,13 @@ def verdict_line(document: dict[str, Any]) -> str:
     held = document["held_back"]
     if not document["factors"]:
         return f"No factor: the data carries none; median error on {held}: {before:.1%}"
-    verdict = "Calibrated" if document["improved"] else "Do not use it: the factors do not carry over"
-    return f"{verdict}: median error on {held}, which were held back: {before:.1%} before, {after:.1%} after"
+    if document["usable"]:
+        verdict, bound = "Calibrated", ""
+    elif document["improved"]:
+        verdict, bound = "Do not use it: still too far off", f" (usable: up to {document['usable_error']:.0%})"
+    else:
+        verdict, bound = "Do not use it: the factors do not carry over", ""
+    return f"{verdict}: median error on {held}, which were held back: {before:.1%} before, {after:.1%} after{bound}"
 
 
 def render(console: Console, document: dict[str, Any]) -> None:
@@ -39,9 +45,9 @@ def render(console: Console, document: dict[str, Any]) -> None:
         table.add_column(title, justify=side)  # type: ignore[arg-type]
     for name, value in document["factors"].items():
         deviation = document["deviations"].get(name)
-        table.add_row(name.removesuffix("_s"), *_shown(name, value, deviation), MEANINGS[name])
+        table.add_row(flag_name(name), *_shown(name, value, deviation), MEANINGS[name])
     for name, reason in document["not_carried"].items():
-        table.add_row(name.removesuffix("_s"), "–", "", f"[dim]{reason}[/dim]")
+        table.add_row(flag_name(name), "–", "", f"[dim]{reason}[/dim]")
     console.print(table)
     console.print(_errors(document))
     for line in footing(document):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from plimsoll.report.text import band_text, dollars, interval, number, seconds
+from plimsoll.report.text import band_basis, band_text, dollars, interval, number, seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +67,8 @@ def _error_lines(document: dict[str, Any]) -> list[str]:
     if not bands:
         return []
     words = "; ".join(f"{gpu} {band_text(band)}" for gpu, band in bands.items())
-    return [f"measured step times lie around these (four runs in five): {words}"]
+    aside = next((band_basis(band) for band in bands.values() if band), "")
+    return [f"measured step times lie around these (four runs in five{aside}): {words}"]
 
 
 def _table(document: dict[str, Any], plans: list[dict[str, Any]]) -> Table:

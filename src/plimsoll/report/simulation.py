@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from plimsoll.report.text import band_text, interval_s, number, seconds, share
+from plimsoll.report.text import band_basis, band_text, interval_s, number, seconds, share
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +45,8 @@ def render(console: Console, document: dict[str, Any]) -> None:
 def verdict_line(document: dict[str, Any]) -> str:
     """One line: deployment, load, whether it holds."""
     deployment, metrics, counts = document["deployment"], document["metrics"], document["counts"]
-    name = f"{deployment['model']} on {deployment['arithmetic'].replace('GPU', deployment['gpu'], 1)}"
-    name = name.replace(f"{deployment['gpu']}s", deployment["gpu"])
+    every = [kind["deployment"] for kind in document.get("kinds", ())] or [deployment]
+    name = f"{deployment['model']} on {' and '.join(map(_machines, every))}"
     done = f"{number(metrics['requests_per_s'])} requests/s, {number(metrics['output_tokens_per_s'])} output tokens/s"
     if not counts["finished"]:
         ends = ", ".join(f"{counts[end]:,} {end}" for end in ("unfinished", "rejected") if counts[end])
@@ -60,6 +60,12 @@ def verdict_line(document: dict[str, Any]) -> str:
     return f"{name}: {done}, p99 TTFT {seconds(metrics['ttft_s']['p99'])} ({counts['finished']} requests)"
 
 
+def _machines(deployment: dict[str, Any]) -> str:
+    """``4 H100-SXM = 2 replicas × TP 2``."""
+    gpu, text = deployment["gpu"], str(deployment["arithmetic"])
+    return text.replace("GPUs", gpu, 1) if "GPUs" in text else text.replace("GPU", gpu, 1)
+
+
 def _figures(document: dict[str, Any]) -> list[str]:
     metrics, counts, load = document["metrics"], document["counts"], document["load"]
     batch, kv_use, queue = metrics["batch_size"], metrics["kv_use_frac"], metrics["queue_length"]
@@ -69,6 +75,9 @@ def _figures(document: dict[str, Any]) -> list[str]:
         f"batch {number(batch['mean'])} mean, {number(batch['max'])} most; KV use {share(kv_use['mean'])} mean, "
         f"{share(kv_use['max'])} most; queue {number(queue['mean'])} mean"
     )
+    found = document["prefix_cache"]
+    if found["hit_tokens"]:
+        lines.append(f"prefix cache: {share(found['hit_frac'])} of the prompt tokens found")
     workload = document["workload"]
     if load["kind"] == "open":
         asked = "" if load["asked_rate_per_s"] is None else f", {load['asked_rate_per_s']:g} asked for"
@@ -95,13 +104,13 @@ def _figures(document: dict[str, Any]) -> list[str]:
 
 def footing(document: dict[str, Any]) -> list[str]:
     """What the answer stands on: settings, memory, sources, notes."""
-    deployment, sources = document["deployment"], document["sources"]
-    settings = deployment["settings"]
-    weights = f"{deployment['precision']} weights, {deployment['kv_precision']} cache"
-    seats = f"{settings['max_num_seqs']:,} seats, {settings['max_num_batched_tokens']:,} tokens a step"
-    lines = [f"{deployment['engine']}, {weights}, {seats}, max length {settings['max_model_len']:,}"]
-    lines.append(f"memory: {deployment['memory']['breakdown']}")
-    lines.append(_sources_line(sources))
+    lines = []
+    for kind in document.get("kinds", ()):
+        gpu, count = kind["deployment"]["gpu"], kind["num_requests"]
+        times = f"TTFT {seconds(kind['ttft_p50_s'])} p50, {seconds(kind['ttft_p99_s'])} p99" if count else "none"
+        lines.append(f"{gpu}: {count:,} of the requests, {times}")
+        lines += [f"{gpu}: {line}" for line in _stands_on(kind)]
+    lines += [] if document.get("kinds") else _stands_on(document)
     lines += [f"note: {note}" for note in document["notes"]]
     if "num_steps" in document:
         lines.append(
@@ -111,8 +120,38 @@ def footing(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _stands_on(document: dict[str, Any]) -> list[str]:
+    """Settings, memory and sources of one kind of replica."""
+    deployment = document["deployment"]
+    settings = deployment["settings"]
+    weights = f"{deployment['precision']} weights, {deployment['kv_precision']} cache"
+    seats = f"{settings['max_num_seqs']:,} seats, {settings['max_num_batched_tokens']:,} tokens a step"
+    return [
+        f"{deployment['engine']}, {weights}, {seats}, max length {settings['max_model_len']:,}",
+        f"memory: {deployment['memory']['breakdown']}",
+        _sources_line(document["sources"]),
+        _host_line(document["sources"]["host_time"]),
+    ]
+
+
+def _host_line(host_time: dict[str, Any]) -> str:
+    """``host time: vllm-v1 (300 µs a step)``."""
+    line = f"host time: {host_time['name']}{_spent(host_time)}"
+    server = host_time.get("api_server")
+    return f"{line}; API server: {server['name']}{_spent(server)}" if server else line
+
+
+def _spent(figures: dict[str, Any]) -> str:
+    names = {"per_step_s": "step", "per_sequence_s": "sequence of a step", "per_prefill_token_s": "prompt token"}
+    names |= {"per_request_s": "request", "per_request_token_s": "token of its prompt"}
+    parts = [f"{seconds(figures[key])} a {name}" for key, name in names.items() if figures.get(key)]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
 def _sources_line(sources: dict[str, Any]) -> str:
     name = sources["step_model"].get("step_model", "")
     band = sources["error_band"]
-    known = f", measured {band_text(band)} around it in four runs of five" if band else ", never compared with runs"
-    return f"step cost: {name} ({sources['step_cost']}{known}); KV blocks: {sources['kv_blocks']}"
+    extrapolated = sources["step_model"].get("extrapolates")
+    unknown = "extrapolated, how far off is not known" if extrapolated else "never compared with runs"
+    known = f"measured {band_text(band)} around it in four runs of five{band_basis(band)}" if band else unknown
+    return f"step cost: {name} ({sources['step_cost']}, {known}); KV blocks: {sources['kv_blocks']}"

@@ -32,6 +32,10 @@ CHARTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("batch_mean", "Batch size, mean over time", number),
     ("kv_use_mean_frac", "KV memory in use, mean over time", share),
 )
+BARS = tuple(CHARTS[k] for k in (0, 1))
+"""Those that the terminal draws too."""
+BLOCKS = " ▏▎▍▌▋▊▉"
+BAR_CELLS = 50
 WIDTH, LABEL, BAR, GAP, TOP = 560, 170, 18, 8, 30
 COLOURS = ("#3465a4", "#c4650e", "#4e9a06", "#a03060", "#75507b", "#8a7000", "#2f8f8f", "#606060")
 
@@ -56,16 +60,34 @@ def render(console: Console, document: dict[str, Any]) -> None:
     if several:
         table.add_column("GPUs", justify="right")
     for _, title, _ in COLUMNS:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for row in document["rows"]:
         cells = [text(row[key]) for key, _, text in COLUMNS]
         name = row["engine"] + (" (overloaded)" if row["queue_grows"] else "")
         table.add_row(name, *([str(row["num_gpus"])] if several else []), *cells)
+    console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
+    for key, title, text in BARS:
+        console.print(f"\n{title}")
+        for line in bars([(row["engine"], row[key]) for row in document["rows"]], text):
+            console.print(line, soft_wrap=True)
+    console.print()
     for name, reason in document["refused"].items():
         console.print(f"{name} did not run: {reason}", soft_wrap=True)
     for note in document["notes"]:
         console.print(f"[dim]note: {note}[/dim]", soft_wrap=True)
+
+
+def bars(values: list[tuple[str, float | None]], text: Callable[[float | None], str]) -> list[str]:
+    """Horizontal bars from zero in text, an eighth of a cell fine; what does not exist has a dash and no bar."""
+    longest = max((value for _, value in values if value is not None), default=0.0) or 1.0
+    widest = max((len(name) for name, _ in values), default=0)
+    lines = []
+    for name, value in values:
+        eighths = round(8 * BAR_CELLS * (value or 0.0) / longest)
+        bar = "█" * (eighths // 8) + BLOCKS[eighths % 8].strip()
+        lines.append(f"{name:<{widest}}  {bar}{' ' if bar else ''}{text(value)}")
+    return lines
 
 
 def to_html(document: dict[str, Any]) -> str:

@@ -68,3 +68,8 @@ def signed_percent(value: float) -> str:
 def band_text(band: dict[str, Any] | None) -> str:
     """``−22 % … +18 %``: where measured step times lie around predicted ones; a dash where nobody compared."""
     return f"{signed_percent(band['low_frac'])} … {signed_percent(band['high_frac'])}" if band else "–"
+
+
+def band_basis(band: dict[str, Any]) -> str:
+    """What a band leaves out: the host time of the servers that were measured is in it, the answer has its own."""
+    return ", host time aside" if "host time" in band["basis"] else ""

@@ -13,10 +13,11 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from plimsoll.calibration.measured import MeasuredRun, from_columns, read_text
+from plimsoll.calibration.measured import MeasuredRun, Origin, from_columns, read_text
 from plimsoll.core.columns import ints
 from plimsoll.core.errors import InputError
 
@@ -70,7 +71,7 @@ def read(path: Path) -> list[MeasuredRun]:
         list(first - start),
         list(end - start),
     )
-    return [_with_blocks(_with_content(run, path, [ids[k] for k in np.argsort(start, kind="stable")]), path)]
+    return [_with_meta(_with_content(run, path, [ids[k] for k in np.argsort(start, kind="stable")]), path)]
 
 
 def _with_content(run: MeasuredRun, path: Path, ids: list[int]) -> MeasuredRun:
@@ -93,18 +94,29 @@ def _with_content(run: MeasuredRun, path: Path, ids: list[int]) -> MeasuredRun:
     )
 
 
-def _with_blocks(run: MeasuredRun, path: Path) -> MeasuredRun:
-    """The KV blocks that the server printed, where the run's meta.json has them."""
+def _with_meta(run: MeasuredRun, path: Path) -> MeasuredRun:
+    """The KV blocks that the server printed, its model and its GPU, where the run's meta.json has them."""
     meta = path.with_name("meta.json")
     if not meta.is_file():
         return run
     try:
-        cache = json.loads(meta.read_text(encoding="utf-8")).get("kv_cache") or {}
+        document = json.loads(meta.read_text(encoding="utf-8"))
+        cache = document.get("kv_cache") or {}
         count, tokens = cache.get("num_gpu_blocks"), cache.get("block_size")
         return dataclasses.replace(
             run,
             num_kv_blocks=int(count) if count else None,
             kv_block_tokens=int(tokens) if count and tokens else None,
+            origin=_origin(meta, document),
         )
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(str(meta), str(error), "remove it, or write kv_cache.num_gpu_blocks") from error
+        raise InputError(
+            str(meta), str(error), "remove it, or write kv_cache.num_gpu_blocks, model and deployment.gpu"
+        ) from error
+
+
+def _origin(meta: Path, document: dict[str, Any]) -> Origin:
+    """LLMServingSim's bench writes the model, its own name of the GPU, and the driver's."""
+    deployment, hardware = document.get("deployment") or {}, document.get("hardware") or {}
+    model, gpu = document.get("model"), deployment.get("gpu") or hardware.get("device_name")
+    return Origin(file=str(meta), model=str(model) if model else None, gpu=str(gpu) if gpu else None)

@@ -9,11 +9,12 @@ not in the file.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from plimsoll.calibration.measured import Answer, MeasuredRun, from_answers, left_out_notes, read_text
+from plimsoll.calibration.measured import Answer, MeasuredRun, Origin, from_answers, left_out_notes, read_text
 from plimsoll.core.errors import InputError
 
 FORMAT = "JSON of vllm bench serve --save-result --save-detailed"
@@ -83,7 +84,10 @@ def _run(name: str, document: Any) -> MeasuredRun:
     if not answers:
         raise InputError(f"{name} ttfts", "no answered request", f"all {num_sent} requests failed or were not streamed")
     notes = left_out_notes(name, len(answers), num_sent - len(answers), 0)
-    return from_answers(name, answers, concurrency=_users(document), notes=notes)
+    run = from_answers(name, answers, concurrency=_users(document), notes=notes)
+    called = document.get("model_id")  # --served-model-name where it was given
+    origin = Origin(file=name, model=called, is_alias=True) if isinstance(called, str) and called else None
+    return dataclasses.replace(run, origin=origin)
 
 
 def _users(document: dict[str, Any]) -> int | None:

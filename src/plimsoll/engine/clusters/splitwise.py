@@ -29,6 +29,7 @@ where users wait for their answers.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from plimsoll.core.step import StepModel
@@ -199,9 +200,9 @@ class Splitwise(PooledEngine):
                 begin_s = coming[0][0]
         lane = machine.lane
         while begin_s < now_s:
-            if machine.busy and lane.due <= len(lane.ends):
-                self._take_results(machine, begin_s)
             machine.busy = False
+            if lane.due <= len(lane.ends):
+                machine.take_finished()
             if machine.begin(begin_s, self.until_s):
                 begin_s = machine.now_s
             elif coming:
@@ -218,7 +219,7 @@ class Splitwise(PooledEngine):
         """Rules 1 to 3."""
         found = self._find_behind(request, now_s) if self.decode == 1 and not self.mixed else None
         at, then = found or self._find(request, now_s)
-        if at is not None and then is not None and self._room(request, at, then):
+        if at is not None and then is not None and (found or self._room(request, at, then)):
             then.free_blocks -= self.whole_blocks[request]
             if at is not then:
                 at.free_blocks -= self.prompt_blocks[request]
@@ -239,18 +240,24 @@ class Splitwise(PooledEngine):
             self.due[at.number] = at.now_s
 
     def _find_behind(self, request: int, now_s: float) -> tuple[SplitMachine, SplitMachine] | None:
-        """Who gets a request if the only token machine can stay behind; None if it has to be brought up.
+        """Who gets a request if the only token machine has room, and a prompt machine does; None in other cases.
 
-        It has at least as much room as when it was left behind, and does not go home before it gets what it awaits.
+        It can stay behind if it had room when it was left (it has as much now), and does not go home before now.
         """
-        then = self.splitters[-1]
-        if self.whole_blocks[request] > then.free_blocks or not (then.pool == TOKEN or then.awaited):
+        then, need = self.splitters[-1], self.whole_blocks[request]
+        if (
+            then.now_s <= now_s
+            and (need > then.free_blocks or not (then.pool == TOKEN or then.awaited))
+            and not then.waiting
+        ):
+            self._bring_up(then, now_s)
+        if need > then.free_blocks:
             return None
         best: SplitMachine | None = None
         for machine in self.splitters[:-1]:
             if machine.pool != PROMPT:
                 return None
-            if machine.now_s <= now_s and not machine.waiting:
+            if machine.now_s <= now_s and (machine.busy or machine.coming):
                 self._bring_up(machine, now_s)
             if machine.releases and machine.releases[0][0] <= now_s:
                 machine.take_releases(now_s)
@@ -264,7 +271,7 @@ class Splitwise(PooledEngine):
         least: list[SplitMachine | None] = [None, None, None]
         most: list[SplitMachine | None] = [None, None, None]
         for machine in self.splitters:
-            if machine.now_s <= now_s and not machine.waiting:
+            if machine.now_s <= now_s and (machine.busy or machine.coming):
                 self._bring_up(machine, now_s)
             if machine.releases and machine.releases[0][0] <= now_s:
                 machine.take_releases(now_s)
@@ -317,6 +324,7 @@ class Splitwise(PooledEngine):
             for _ in finished:
                 self.answered(now_s)
         if machine.attended:
+            machine.take_releases(math.nextafter(now_s, 0.0))  # what leaves just now does so after the results
             machine.stepped(finished)
 
     def _end_prompts(self, machine: SplitMachine, now_s: float) -> list[int]:

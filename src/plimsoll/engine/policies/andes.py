@@ -19,14 +19,15 @@ ranked, so that a decision does not cost more with a longer queue.
 from __future__ import annotations
 
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.engine.andes_ranking import Ranking
 from plimsoll.engine.general_plan import INFINITE, UNLIMITED, Chunk, Eviction, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import latest_to_evict, longest_sequence, watermark_blocks
+from plimsoll.engine.general_rules import check_at_least, latest_to_evict, longest_sequence, watermark_blocks
+from plimsoll.engine.policies.vllm_v0 import VllmV0
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
@@ -50,6 +51,8 @@ class Andes(GeneralPolicy):
         candidates: how many of the queue are ranked.
     """
 
+    own_settings: ClassVar = VllmV0.own_settings
+
     def __init__(
         self,
         config: EngineConfig,
@@ -64,9 +67,10 @@ class Andes(GeneralPolicy):
     ) -> None:
         if preemption not in MODES:
             raise UnknownNameError("preemption", preemption, MODES)
-        if min(tokens_per_s, interval_s, candidates) <= 0:
-            values = (tokens_per_s, interval_s, candidates)
-            raise InputError("tokens_per_s, interval_s, candidates", values, "give values above zero")
+        if not (0 < tokens_per_s < INFINITE and 0 < interval_s < INFINITE):
+            raise InputError("tokens_per_s, interval_s", (tokens_per_s, interval_s), "give values above zero")
+        check_at_least(0, ttft_s=ttft_s, swap_block_s=swap_block_s, max_preemptions=max_preemptions)
+        check_at_least(1, candidates=candidates)
         self.seats, self.watermark = config.max_num_seqs, watermark_blocks(config, 0.01)
         self.budget = max(config.max_num_batched_tokens, longest_sequence(config))
         self.ttft_s, self.tokens_per_s, self.interval_s = ttft_s, tokens_per_s, interval_s

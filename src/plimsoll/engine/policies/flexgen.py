@@ -2,7 +2,8 @@
 
 To the queue a block is a static batch: it is formed when none runs, of the earliest requests, prompts are padded to the
 longest of the block, and nobody joins or leaves. That weights are loaded once per block and layer, and the cache batch
-by batch, is in the seconds of a step (`perf.offload`), for which most of the options are.
+by batch, is in the seconds of a step (`perf.offload`), for which most of the options are. Of the compositions it takes
+``h2o`` and ``kv_quantisation`` (4 bit); everything else that its blocks have no use for is refused.
 
 Sources: https://arxiv.org/abs/2303.06865, section 4 (block schedule), section 5 (4-bit compression);
 https://github.com/FMInference/FlexLLMGen, ``flexgen/flex_opt.py`` (``generate``: one padded tensor for the whole block,

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from plimsoll.core.errors import InputError
 from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general_rules import check_at_least
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
@@ -57,6 +58,7 @@ class Guide(GeneralPolicy):
     ) -> None:
         if split_size < 0:
             raise InputError("split_size", split_size, "give a number of requests, 0 for all")
+        check_at_least(0, base_split=base_split, tuning_factor=tuning_factor)
         self.segment = int(base_split * tuning_factor) if dynamic_sequence_length else UNLIMITED
         if self.segment < 1:
             raise InputError("base_split, tuning_factor", (base_split, tuning_factor), "give at least 1 token together")

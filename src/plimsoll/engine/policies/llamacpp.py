@@ -10,8 +10,8 @@ the model's own), server.cpp (``--parallel`` -1, its default: 4 slots that share
 src/llama-context.cpp (``n_ctx_seq = n_ctx / n_seq_max`` without a unified cache, as with a given ``--parallel``).
 
 NOTE: a slot's share of the context is held while a request is in it (no unified cache), and a request that could exceed
-it is rejected, where the server would cut its answer short. Prompt caching in slots is not modelled, nor are layers on
-the host: their cost belongs to the step model.
+it is rejected, where the server would cut its answer short. Prompt caching in slots is not modelled. Layers on the host
+change memory and seconds (`perf.host_layers`), not the schedule.
 """
 
 from __future__ import annotations
@@ -37,13 +37,26 @@ class Llamacpp(GeneralPolicy):
         parallel: slots.
         batch_size: tokens of a logical batch.
         ubatch_size: tokens of one forward pass.
+        gpu_layers: layers on the GPU, the output layer counted first (``-ngl``); -1 for all. The others are the host's.
+        host_gb_per_s, host_tflops, host_gib: the host's memory bandwidth, arithmetic and memory; 0 for the usual host's
+            (``perf/data/hosts.toml``).
     """
 
     memory = "fixed"
 
     def __init__(
-        self, config: EngineConfig, *, parallel: int = 4, batch_size: int = 2048, ubatch_size: int = 512
+        self,
+        config: EngineConfig,
+        *,
+        parallel: int = 4,
+        batch_size: int = 2048,
+        ubatch_size: int = 512,
+        gpu_layers: int = -1,
+        host_gb_per_s: float = 0.0,
+        host_tflops: float = 0.0,
+        host_gib: float = 0.0,
     ) -> None:
+        del gpu_layers, host_gb_per_s, host_tflops, host_gib  # of memory and seconds; looked at where these are made
         if not 1 <= parallel <= ubatch_size:
             raise InputError("parallel", parallel, f"give from 1 to ubatch_size ({ubatch_size}) slots")
         if ubatch_size > batch_size:

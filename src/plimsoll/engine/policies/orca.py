@@ -19,7 +19,7 @@ import numpy as np
 from plimsoll.core.errors import UnknownNameError
 from plimsoll.engine.general_buddy import Buddy
 from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import RESERVATIONS, longest_sequence, next_power_of_two
+from plimsoll.engine.general_rules import RESERVATIONS, check_at_least, longest_sequence, next_power_of_two
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
@@ -46,6 +46,7 @@ class Orca(GeneralPolicy):
     ) -> None:
         if reservation not in RESERVATIONS:
             raise UnknownNameError("reservation", reservation, RESERVATIONS)
+        check_at_least(0, max_batch_size=max_batch_size)
         self.reservation = reservation
         self.seats = max_batch_size or config.max_num_seqs
         self.longest = longest_sequence(config)

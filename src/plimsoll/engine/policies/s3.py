@@ -8,21 +8,23 @@ and it comes back before anybody new is let in.
 Source: https://arxiv.org/abs/2306.06000, sections 3 and 4 (10 buckets, DistilBERT classifier, scheduler, supervisor);
 accuracies it reports: 98.6 % Alpaca, 77.1 % Natural Questions, 65.6 % Pile.
 
-NOTE: where the workload predicts output lengths, their buckets are used. If not, each request's own bucket is drawn
-with the predictor's accuracy, else one of its neighbours, since the paper prints no confusion matrix. The predictor is
-not retrained. As in the paper nothing keeps a large request from being passed by smaller ones that fit.
+NOTE: where the workload predicts output lengths, their buckets are used. If not, each request's predicted bucket is
+drawn: from the row of its own bucket in a confusion matrix, where one is given; else it is its own with the predictor's
+accuracy, else one of its neighbours, since the paper prints no confusion matrix. The predictor is not retrained. As in
+the paper nothing keeps a large request from being passed by smaller ones that fit.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from plimsoll.core.errors import InputError
 from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import longest_sequence
+from plimsoll.engine.general_rules import check_at_least, longest_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +32,14 @@ if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
     from plimsoll.engine.general_state import GeneralState
     from plimsoll.engine.requests import Requests
+
+    Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+    Shares = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+
+ACCURACY = 0.986
+"""On Alpaca."""
+SUM_TOLERANCE = 1e-3
+"""By which a row of printed, rounded shares may miss 1."""
 
 
 class S3(GeneralPolicy):
@@ -40,8 +50,13 @@ class S3(GeneralPolicy):
         num_buckets: equal buckets of output length.
         max_output: upper end of the last bucket, in tokens; 0 is the longest sequence, 2048 at most.
         accuracy: share of requests that the predictor puts into their own bucket, where the workload predicts nothing.
+        confusion: a CSV file in the place of `accuracy`: a row for each true bucket, shortest first, and in it the
+            shares of its requests that are predicted to be in each bucket.
         predictor_seed: of what is drawn then.
         swap_block_s: seconds to move one block over the host link.
+
+    Raises:
+        InputError: an option out of range, or a file that holds no such matrix.
     """
 
     memory = "fixed"
@@ -54,14 +69,18 @@ class S3(GeneralPolicy):
         *,
         num_buckets: int = 10,
         max_output: int = 0,
-        accuracy: float = 0.986,
+        accuracy: float = ACCURACY,
+        confusion: str = "",
         predictor_seed: int = 0,
         swap_block_s: float = 0.0,
     ) -> None:
-        if num_buckets < 1:
-            raise InputError("num_buckets", num_buckets, "give at least 1 bucket")
+        check_at_least(1, num_buckets=num_buckets)
+        check_at_least(0, max_output=max_output, predictor_seed=predictor_seed, swap_block_s=swap_block_s)
         if not 0 <= accuracy <= 1:
             raise InputError("accuracy", accuracy, "give a share from 0 to 1")
+        if confusion and accuracy != ACCURACY:
+            raise InputError("accuracy", accuracy, "the confusion matrix says how often the predictor is right")
+        self.confusion = read_confusion(confusion, num_buckets) if confusion else None
         self.seats, self.longest = config.max_num_seqs, longest_sequence(config)
         self.block_size = config.block_size
         self.width = -(-(max_output or min(self.longest, 2048)) // num_buckets)
@@ -82,11 +101,18 @@ class S3(GeneralPolicy):
             true_or_told = np.array(requests.output) if told is None else told
             bucket = np.clip((true_or_told - 1) // self.width, 0, self.num_buckets - 1)
             if told is None:
-                rng = np.random.default_rng(self.predictor_seed)
-                wrong = rng.random(len(bucket)) >= self.accuracy
-                bucket = np.clip(bucket + wrong * rng.choice([-1, 1], len(bucket)), 0, self.num_buckets - 1)
+                bucket = self._drawn(bucket)
             self._bounds = ((bucket + 1) * self.width).tolist()
         return self._bounds
+
+    def _drawn(self, bucket: Ints) -> Ints:
+        """Predicted buckets of requests whose true ones these are."""
+        rng = np.random.default_rng(self.predictor_seed)
+        if self.confusion is None:
+            wrong = rng.random(len(bucket)) >= self.accuracy
+            return np.asarray(np.clip(bucket + wrong * rng.choice([-1, 1], len(bucket)), 0, self.num_buckets - 1))
+        below = np.cumsum(self.confusion, axis=1)[bucket, :-1]
+        return np.asarray(np.count_nonzero(below <= rng.random((len(bucket), 1)), axis=1))
 
     def reserve(self, requests: Requests, request: int, /) -> int:
         """The prompt and the bucket's upper end, doubled for each time it was too little."""
@@ -159,6 +185,41 @@ class S3(GeneralPolicy):
 
     def _blocks(self, requests: Requests, request: int) -> int:
         return -(-self.reserve(requests, request) // self.block_size)
+
+
+def read_confusion(path: str, num_buckets: int) -> Shares:
+    """A predictor's confusion matrix from a CSV file, ``float64[num_buckets, num_buckets]``.
+
+    Row: true bucket; column: predicted bucket; no header; lines that begin with # are skipped.
+
+    Raises:
+        InputError: no such file, or not a row of shares for each bucket, each with the sum 1.
+    """
+    field = "confusion"
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(field, path, f"give a CSV file that can be read ({type(error).__name__})") from error
+    rows: list[list[float]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            shares = [float(cell) for cell in line.split(",")]
+        except ValueError as error:
+            raise InputError(f"{field} {path} line {number}", line, "write shares, separated by commas") from error
+        if len(shares) != num_buckets:
+            remedy = f"write {num_buckets} shares, one for each bucket, or give num_buckets={len(shares)}"
+            raise InputError(f"{field} {path} line {number}", f"{len(shares)} values", remedy)
+        if not all(0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > SUM_TOLERANCE:
+            remedy = "write shares from 0 to 1 of the requests of this true bucket, with the sum 1"
+            raise InputError(f"{field} {path} line {number}", line, remedy)
+        rows.append(shares)
+    if len(rows) != num_buckets:
+        raise InputError(f"{field} {path}", f"{len(rows)} rows", f"write {num_buckets} rows, one for each true bucket")
+    matrix = np.array(rows)
+    normalised: Shares = matrix / matrix.sum(axis=1, keepdims=True)
+    return normalised
 
 
 def _first_from(waiting: Sequence[int], keys: Sequence[int]) -> Callable[[int, int], int]:

@@ -7,14 +7,14 @@ while decodes lack a free block, whoever came last gives way and recomputes, at 
 Source: https://github.com/microsoft/sarathi-serve/blob/main/sarathi/core/scheduler/sarathi_scheduler.py and
 block_space_manager/vllm_block_space_manager.py; https://www.usenix.org/conference/osdi24/presentation/agrawal, section
 4 (budgets of 512, strict, and 2048, relaxed). Defaults of sarathi/config.py: chunk 512, 128 seats (`max_num_seqs`),
-watermark 0.01.
+watermark 0.01; ``max_num_batched_tokens`` there is the chunk.
 
 NOTE: as in the source the budget holds prompts back and never decodes: with more decodes than tokens no chunk runs.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class SarathiServe(GeneralPolicy):
     """
 
     pipelined = True
+    own_settings: ClassVar = {"max_num_seqs": 128, "max_num_batched_tokens": "chunk_size"}
 
     def __init__(self, config: EngineConfig, *, chunk_size: int = 512, watermark: float = 0.01) -> None:
         if chunk_size < 1:

@@ -96,6 +96,8 @@ class Sglang(GeneralPolicy):
         if min(max_prefill_tokens, clip_max_new_tokens) < 1:
             values = (max_prefill_tokens, clip_max_new_tokens)
             raise InputError("max_prefill_tokens, clip_max_new_tokens", values, "give at least 1 token")
+        if random_seed < 0:
+            raise InputError("random_seed", random_seed, "give a whole number of zero or more")
         self.size, self.seats = config.block_size, config.max_num_seqs
         self.chunk_size = chunk_size(config, chunked_prefill_size)
         self.max_prefill_tokens, self.clip = max_prefill_tokens, clip_max_new_tokens

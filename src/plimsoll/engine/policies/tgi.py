@@ -24,7 +24,7 @@ import numpy as np
 
 from plimsoll.core.errors import InputError
 from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import longest_sequence
+from plimsoll.engine.general_rules import check_at_least, longest_sequence
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
@@ -41,6 +41,10 @@ class Tgi(GeneralPolicy):
         max_waiting_tokens: decode steps after which the ratio no longer counts.
         max_batch_prefill_tokens: prompt tokens of a new batch; 0 is 4096, or the longest sequence if that is more, as
             the launcher raises it with its longest input.
+
+    Raises:
+        InputError: an option out of range; `max_batch_prefill_tokens` below the longest sequence, with which the
+            launcher does not start.
     """
 
     memory = "fixed"
@@ -53,13 +57,14 @@ class Tgi(GeneralPolicy):
         max_waiting_tokens: int = 20,
         max_batch_prefill_tokens: int = 0,
     ) -> None:
-        if waiting_served_ratio < 0:
-            raise InputError("waiting_served_ratio", waiting_served_ratio, "give a share of zero or more")
-        if max_waiting_tokens < 1:
-            raise InputError("max_waiting_tokens", max_waiting_tokens, "give at least 1 step")
+        check_at_least(0, waiting_served_ratio=waiting_served_ratio, max_batch_prefill_tokens=max_batch_prefill_tokens)
+        check_at_least(1, max_waiting_tokens=max_waiting_tokens)
         longest = longest_sequence(config)
+        if 0 < max_batch_prefill_tokens < longest:
+            remedy = f"TGI starts only if the longest prompt fits: give at least {longest}, or a smaller max_model_len"
+            raise InputError("max_batch_prefill_tokens", max_batch_prefill_tokens, remedy)
         tokens = max_batch_prefill_tokens or max(4096, longest)
-        self.prefill_tokens = -(-max(tokens, longest) // config.block_size) * config.block_size
+        self.prefill_tokens = -(-tokens // config.block_size) * config.block_size
         self.seats = config.max_num_seqs
         self.ratio, self.patience = waiting_served_ratio, max_waiting_tokens
         self.may_join = False

@@ -8,7 +8,8 @@
 
 Sources: https://github.com/vllm-project/vllm/blob/v0.4.0/vllm/core/scheduler.py and block_manager_v1.py (``_schedule``,
 ``can_allocate``, ``can_append_slot``, ``can_swap_in``, ``_passed_delay``); defaults of config.py and arg_utils.py:
-watermark 0.01, delay factor 0, block 16, 256 seats, ``max_num_batched_tokens = max(max_model_len, 2048)``.
+watermark 0.01, delay factor 0, block 16, 256 seats, ``max_num_batched_tokens = max(max_model_len, 2048)``, 0.9 of the
+memory.
 
 NOTE: v0 swaps only groups of several sequences (beam search) and recomputes single ones, the default here; `swap`
 applies swapping to single ones, as the SOSP paper's section 7.3 does. A resumed prompt that no longer fits beside the
@@ -17,13 +18,13 @@ watermark is never taken up by v0; such a request is rejected here at its arriva
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from plimsoll.core.errors import InputError, UnknownNameError
+from plimsoll.core.errors import UnknownNameError
 from plimsoll.engine.general_plan import INFINITE, UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import latest_to_evict, longest_sequence, watermark_blocks
+from plimsoll.engine.general_rules import check_at_least, latest_to_evict, longest_sequence, watermark_blocks
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
@@ -46,6 +47,12 @@ class VllmV0(GeneralPolicy):
         delay_factor: prompts wait until the earliest has waited this many times the last prompt step, if above 0.
     """
 
+    own_settings: ClassVar = {
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": ("max_model_len", 2048),
+        "gpu_memory_utilization": 0.9,
+    }
+
     def __init__(
         self,
         config: EngineConfig,
@@ -58,8 +65,7 @@ class VllmV0(GeneralPolicy):
     ) -> None:
         if preemption not in MODES:
             raise UnknownNameError("preemption", preemption, MODES)
-        if not (0 <= delay_factor < INFINITE and 0 <= swap_block_s < INFINITE):
-            raise InputError("delay_factor, swap_block_s", (delay_factor, swap_block_s), "give values of zero or more")
+        check_at_least(0, delay_factor=delay_factor, swap_block_s=swap_block_s, swap_blocks=swap_blocks)
         self.seats = config.max_num_seqs
         self.budget = max(config.max_num_batched_tokens, longest_sequence(config))
         self.watermark = watermark_blocks(config, watermark)

@@ -1,7 +1,7 @@
 """vLLM V1 (0.32): one token budget a step for everybody, chunked prefill, recompute preemption of the last.
 
-The rules are those of ``vllm/v1/core/sched/scheduler.py``, as recorded from the real scheduler (docs/validation.md,
-suite `schedules`). In their order:
+Source: https://github.com/vllm-project/vllm/blob/main/vllm/v1/core/sched/scheduler.py, whose decisions were recorded
+from the real scheduler (docs/validation.md, suite `schedules`). Its rules, in their order:
 
 1. Running requests first, in list order, each min(what it lacks, threshold, budget left) tokens.
 2. Out of blocks: the *last* of the running list is evicted and recomputes; it goes to the front of the queue.
@@ -77,6 +77,12 @@ class VllmV1:
             )
         if not 0 <= watermark < 1:
             raise InputError("watermark", watermark, "give a share from 0 to below 1")
+        for name, value in (
+            ("long_prefill_token_threshold", long_prefill_token_threshold),
+            ("max_num_active_seqs", max_num_active_seqs),
+        ):
+            if value < 0:
+                raise InputError(name, value, "give at least 1, or 0 for none")
         if scheduling_policy not in ("fcfs", "priority"):
             raise InputError("scheduling_policy", scheduling_policy, "give fcfs or priority")
         self.caching = enable_prefix_caching

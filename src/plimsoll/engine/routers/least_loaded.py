@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from plimsoll.engine.fleet import least_of
+
 if TYPE_CHECKING:
     from plimsoll.engine.fleet import Fleet
 
@@ -13,13 +15,9 @@ class LeastLoaded:
 
     needs_state = True
     counts_requests = True
+    pick = staticmethod(least_of)
 
     def choose(self, fleet: Fleet, request: int, now_s: float, /) -> int:
         """The number of the replica with the fewest outstanding requests at `now_s`."""
         del request, now_s
-        return self.pick(fleet.loads())
-
-    @staticmethod
-    def pick(loads: list[int]) -> int:
-        """The same, where nothing but the counts are looked at anyway."""
-        return loads.index(min(loads))
+        return least_of(fleet.loads())

@@ -14,7 +14,6 @@ class PowerOfTwo:
 
     needs_state = True
     counts_requests = True
-    looks_at_few = True
 
     def __init__(self, *, seed: int) -> None:
         self._draw = random.Random(seed).random

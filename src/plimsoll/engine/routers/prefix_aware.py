@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from plimsoll.engine.fleet import least_of
+
 if TYPE_CHECKING:
     from plimsoll.core.workload import Workload
     from plimsoll.engine.config import EngineConfig
@@ -47,7 +49,7 @@ class PrefixAware:
     ) -> None:
         self._min_match, self._max_lead, self._max_ratio = min_match, max_lead, max_ratio
         self._ids = workload.prompt_block_ids
-        self.pick = _least if self._ids is None else None
+        self.pick = least_of if self._ids is None else None
         self._capacity = 0
         self._memories: list[Memory] = []
         if self._ids is not None:
@@ -61,7 +63,7 @@ class PrefixAware:
         del now_s
         loads = fleet.loads()
         if self._ids is None:
-            return _least(loads)
+            return least_of(loads)
         least = min(loads)
         chosen = loads.index(least)
         if not self._memories:
@@ -118,8 +120,3 @@ class Memory:
             self._head = place = self._head + len(queue)
             self._queue = deque(kept)
             self.last = dict(zip(kept, range(place, place + len(kept)), strict=True))
-
-
-def _least(loads: list[int]) -> int:
-    """What is left of the rule without content ids."""
-    return loads.index(min(loads))

@@ -10,10 +10,12 @@ from plimsoll.perf.compositions._port import (
     Option,
     build_composed,
     combined_memory_effect,
+    complete_options,
     list_compositions,
     load_composition,
     parse_compositions,
     parse_step_model,
+    prepared,
 )
 
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "Option",
     "build_composed",
     "combined_memory_effect",
+    "complete_options",
     "list_compositions",
     "load_composition",
     "parse_compositions",
     "parse_step_model",
+    "prepared",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from plimsoll.core.errors import InputError
+import dataclasses
+
+from plimsoll.core.errors import InfeasibleError, InputError
 from plimsoll.core.source import Source
 from plimsoll.perf.build import DescribedStepModel
 from plimsoll.perf.compositions._port import Options
 from plimsoll.perf.compositions._wrapped import Args, Composed
+from plimsoll.perf.request import StepModelRequest
 from plimsoll.perf.tabulated import Line
 
 
@@ -40,6 +43,26 @@ class ScaledMatrices(ChangedMatrices):
         if not self._overhead or not tokens:
             return 0.0
         return self._overhead * self._inner_split().matrix_s(tokens, 0)
+
+
+def check_sixteen_bit(name: str, request: StepModelRequest) -> None:
+    """Refuse weights that are quantised already, be it by the deployment or by another composition.
+
+    Raises:
+        InfeasibleError: constraint ``precision``.
+    """
+    if request.precision not in ("fp16", "bf16"):
+        raise InfeasibleError(
+            f"{name} quantises fp16 or bf16 weights, and these are {request.precision}: leave out what else quantises "
+            "them, or deploy in 16 bit",
+            "precision",
+        )
+
+
+def quantised(name: str, request: StepModelRequest, precision: str) -> StepModelRequest:
+    """The deployment at `precision`; raises as `check_sixteen_bit`."""
+    check_sixteen_bit(name, request)
+    return dataclasses.replace(request, precision=precision)
 
 
 def overhead_of(name: str, options: Options) -> float:

@@ -26,6 +26,7 @@ from typing import Protocol, cast
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.perf.build import DescribedStepModel, build_step_model
 from plimsoll.perf.calibrated import calibrated
+from plimsoll.perf.compositions._launched import KnowsLaunches, Launched
 from plimsoll.perf.request import StepModelRequest
 
 Value = str | int | float | bool
@@ -61,6 +62,8 @@ class MemoryEffect:
         extra_bytes: resident on every GPU beside weights and cache.
         gpu_kv_share: share of the kept cache that lies on the GPU; the rest lies in `kv_tier`.
         kv_tier: ``gpu``, ``cpu`` or ``disk``.
+        tier_kv_share: share of the kept cache that lies in `kv_tier`, beside copies of it on the GPU.
+        tier_bytes: of `kv_tier` that one GPU may fill, and `tier_source` where that figure is from.
         kept: tokens that a sequence of length L keeps, ``Σ weight × min(L, window)`` over ``(weight, window)`` with
             weights as fractions; ``((1.0, None),)`` keeps all.
         notes: sentences for the user.
@@ -71,6 +74,9 @@ class MemoryEffect:
     extra_bytes: float = 0.0
     gpu_kv_share: float = 1.0
     kv_tier: str = "gpu"
+    tier_kv_share: float = 0.0
+    tier_bytes: float = float("inf")
+    tier_source: str = ""
     kept: tuple[tuple[float, int | None], ...] = ((1.0, None),)
     notes: tuple[str, ...] = ()
 
@@ -81,6 +87,10 @@ class MemoryEffect:
     def gpu_tokens(self, length: float) -> float:
         """Full-precision tokens' worth of GPU cache that a sequence of `length` takes."""
         return self.kept_tokens(length) * self.gpu_kv_share * self.kv_bytes_factor
+
+    def tier_tokens(self, length: float) -> float:
+        """Full-precision tokens' worth of cache that a sequence of `length` takes in `kv_tier`."""
+        return self.kept_tokens(length) * self.tier_kv_share * self.kv_bytes_factor
 
 
 class Composition(Protocol):
@@ -123,13 +133,16 @@ def parse_compositions(text: str) -> tuple[Choice, ...]:
 
     Raises:
         UnknownNameError: an unknown composition or option; the error lists those there are.
-        InputError: a part that is no ``name=value``, an option given twice, or a value of the wrong kind.
+        InputError: an empty name, a part that is no ``name=value``, an option or a composition given twice, or a value
+            of the wrong kind.
     """
     if not text.strip():
         return ()
-    choices = []
+    choices: list[Choice] = []
     for part in text.split("+"):
         name, *pairs = (piece.strip() for piece in part.split(","))
+        if not name:
+            raise InputError("compositions", text, "write a name behind every +, such as h2o,ratio=0.2")
         options: dict[str, str] = {}
         for pair in pairs:
             key, equals, value = pair.partition("=")
@@ -140,12 +153,26 @@ def parse_compositions(text: str) -> tuple[Choice, ...]:
         choice = Choice(name=name.lower().replace("-", "_"), options=MappingProxyType(options))
         complete_options(choice)
         choices.append(choice)
+    _refuse_doubles(choices)
     return tuple(choices)
 
 
+def _refuse_doubles(choices: Sequence[Choice]) -> None:
+    names = [choice.name for choice in choices]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError("compositions", "+".join(names), f"write {name} once")
+
+
 def parse_step_model(text: str) -> tuple[str, tuple[Choice, ...]]:
-    """``roofline+nanoflow,nano=2`` as the step model's name and its compositions; raises as `parse_compositions`."""
-    name, _, rest = text.partition("+")
+    """``roofline+nanoflow,nano=2`` as the step model's name and its compositions; raises as `parse_compositions`.
+
+    Raises:
+        InputError: a + with nothing behind it.
+    """
+    name, plus, rest = text.partition("+")
+    if plus and not rest.strip():
+        raise InputError("--step-model", text, "write the name of a composition behind the +, or leave it out")
     return name.strip(), parse_compositions(rest)
 
 
@@ -201,12 +228,31 @@ def build_composed(name: str, request: StepModelRequest, choices: Sequence[Choic
         PlimsollError: as `parse_compositions`, `plimsoll.perf.build.build_step_model` and the compositions say.
     """
     base, written = parse_step_model(name)
+    _refuse_doubles([*written, *choices])
     stack = [(load_composition(choice.name), complete_options(choice)) for choice in (*written, *choices)]
     request = _prepare(request, stack)
     model = build_step_model(base, request)
+    return calibrated(_stacked(model, stack, request) if stack else model, request.factors)
+
+
+def _stacked(
+    model: DescribedStepModel, stack: Sequence[tuple[Composition, Options]], request: StepModelRequest
+) -> DescribedStepModel:
+    """`stack` around `model`; what its host takes to launch a step stays below all of it."""
+    kernels = getattr(model, "without_launches", None)
+    built: DescribedStepModel = model if kernels is None else kernels()
     for module, options in stack:
-        model = module.build(model, request, options)
-    return calibrated(model, request.factors)
+        built = module.build(built, request, options)
+    return built if kernels is None else Launched(built, cast(KnowsLaunches, model))
+
+
+def prepared(request: StepModelRequest, choices: Sequence[Choice]) -> StepModelRequest:
+    """The request as `choices` change it before a step model is built: the precision of the weights.
+
+    Raises:
+        InfeasibleError: two that choose it, or weights that are quantised already.
+    """
+    return _prepare(request, [(load_composition(choice.name), complete_options(choice)) for choice in choices])
 
 
 def _prepare(request: StepModelRequest, stack: Sequence[tuple[Composition, Options]]) -> StepModelRequest:
@@ -242,6 +288,9 @@ def combined_memory_effect(
             extra_bytes=total.extra_bytes + effect.extra_bytes,
             gpu_kv_share=total.gpu_kv_share * effect.gpu_kv_share,
             kv_tier=effect.kv_tier if effect.kv_tier != plain.kv_tier else total.kv_tier,
+            tier_kv_share=effect.tier_kv_share if effect.kv_tier != plain.kv_tier else total.tier_kv_share,
+            tier_bytes=min(effect.tier_bytes, total.tier_bytes),
+            tier_source=effect.tier_source or total.tier_source,
             kept=effect.kept if effect.kept != plain.kept else total.kept,
             notes=total.notes + effect.notes,
         )

@@ -17,7 +17,7 @@ from typing import Any
 from plimsoll.catalog.counting import attention_layers
 from plimsoll.core.errors import InputError
 from plimsoll.core.source import Source
-from plimsoll.core.units import GB
+from plimsoll.core.units import GB, GIB
 from plimsoll.perf.build import DescribedStepModel
 from plimsoll.perf.compositions._lines import upper
 from plimsoll.perf.compositions._port import Options
@@ -50,6 +50,30 @@ def tier_bytes_per_s(request: StepModelRequest, tier: str, given_gb_per_s: float
         shared = _tiers()["disk"]["read_gb_per_s"] * GB / min(request.parallelism.num_gpus, request.gpu.gpus_per_node)
         return float(min(link, shared))
     return float(link)
+
+
+def tier_capacity(request: StepModelRequest, tier: str, given_gib: float) -> tuple[float, str]:
+    """Bytes of `tier` that one GPU may fill, and where that figure is from; `given_gib` above 0 overrides the data.
+
+    Raises:
+        InputError: a tier that is neither ``cpu`` nor ``disk``, or a negative size.
+    """
+    if tier not in _tiers():
+        raise InputError("tier", tier, f"write one of {', '.join(_tiers())}")
+    if given_gib < 0:
+        raise InputError("capacity_gib", given_gib, "write GiB above 0, or 0 for the usual machine's")
+    if given_gib:
+        return given_gib * GIB, "as given"
+    table = _tiers()[tier]["capacity"]
+    known = table.get("gib", {}).get(request.gpu.id)
+    if known is not None:
+        return float(known) * GIB, f"a GPU's share of the machine that {request.gpu.id} is usually rented in"
+    return float(table["default_gib"]) * GIB, table["default_note"]
+
+
+def resident_share(work: AttentionWork, *, overlap: bool) -> float:
+    """Share of a fetched cache that is on the GPU at any time: the layer in use, with overlap the next one, too."""
+    return min(1.0, (2.0 if overlap else 1.0) / max(1.0, work.num_layers))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

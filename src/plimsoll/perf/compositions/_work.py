@@ -41,11 +41,14 @@ def kv_bits(request: StepModelRequest) -> float:
 
 
 def share(name: str, value: float, *, zero: bool = False) -> Fraction:
-    """A share above 0 (or from 0) up to 1 as a fraction that read tokens can be counted in.
+    """A share above 0 (or from 0) up to 1 as a fraction that read tokens can be counted in, in steps of a thousandth.
 
     Raises:
-        InputError: outside of that.
+        InputError: outside of that, or above 0 and yet nothing.
     """
     if not (0 <= value <= 1 if zero else 0 < value <= 1):
         raise InputError(name, value, f"write a share {'from' if zero else 'above'} 0 up to 1")
-    return Fraction(value).limit_denominator(1000)
+    counted = Fraction(value).limit_denominator(1000)
+    if value and not counted:
+        raise InputError(name, value, "write a share from 0.001 on")
+    return counted

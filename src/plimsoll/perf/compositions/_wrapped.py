@@ -144,6 +144,12 @@ class Composed:
         """What tokens that come together are drawn from, if the model inside speculates; else None."""
         return getattr(self.inner, "draw_bursts", None)
 
+    @property
+    def verified(self) -> tuple[int, float]:
+        """Rows that a decode is run as, and the tokens that it hands out over which its seconds are shared."""
+        rows, tokens = getattr(self.inner, "verified", (1, 1.0))
+        return rows, tokens
+
     def step_s(
         self,
         prefill_tokens: int,

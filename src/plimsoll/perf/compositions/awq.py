@@ -6,11 +6,10 @@ batches gain and large ones do not. `overhead` stands for kernels that unpack wo
 
 from __future__ import annotations
 
-import dataclasses
 from types import MappingProxyType
 
 from plimsoll.perf.build import DescribedStepModel
-from plimsoll.perf.compositions._matrix import ScaledMatrices, overhead_of
+from plimsoll.perf.compositions._matrix import ScaledMatrices, overhead_of, quantised
 from plimsoll.perf.compositions._port import MemoryEffect, Option, Options
 from plimsoll.perf.request import StepModelRequest
 
@@ -21,8 +20,8 @@ OPTIONS = MappingProxyType(
 
 
 def prepare(request: StepModelRequest, options: Options) -> StepModelRequest:  # noqa: ARG001
-    """The deployment at int4."""
-    return dataclasses.replace(request, precision="int4")
+    """The deployment at int4; refuses weights that are not of 16 bit."""
+    return quantised("awq", request, "int4")
 
 
 def build(inner: DescribedStepModel, request: StepModelRequest, options: Options) -> ScaledMatrices:  # noqa: ARG001

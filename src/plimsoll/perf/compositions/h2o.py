@@ -26,8 +26,12 @@ OPTIONS = MappingProxyType(
 )
 
 
-def _budget(options: Options) -> tuple[Fraction, int | None]:
-    """The share of the current length, or the tokens kept."""
+def budget(options: Options) -> tuple[Fraction, int | None]:
+    """``(share of the current length, most tokens kept)``: one of both holds, the other is 1 or None.
+
+    Raises:
+        InputError: an option out of range.
+    """
     ratio, longest = share("composition h2o, ratio", float(options["ratio"])), int(options["max_tokens"])
     if longest < 0:
         raise InputError("composition h2o, max_tokens", longest, "write a number of tokens, or 0")
@@ -43,17 +47,15 @@ def build(inner: DescribedStepModel, request: StepModelRequest, options: Options
         InputError: a share outside ]0, 1], or a model without keys and values by head.
     """
     plain_attention_of("h2o", request)
-    ratio, budget = _budget(options)
-    if budget is None:
+    ratio, most = budget(options)
+    if most is None:
         return Composed("h2o", inner, options, read_share=ratio)
-    layers = tuple(
-        (weight, budget if window is None else min(window, budget)) for weight, window in inner.attention_layers
-    )
+    layers = tuple((weight, most if window is None else min(window, most)) for weight, window in inner.attention_layers)
     return Composed("h2o", inner, options, layers=layers)
 
 
 def memory_effect(request: StepModelRequest, options: Options) -> MemoryEffect:  # noqa: ARG001
     """The kept tokens."""
-    ratio, budget = _budget(options)
+    ratio, most = budget(options)
     note = "the prompt's full cache of one layer at a time is not counted"
-    return MemoryEffect(kept=((float(ratio), budget),), notes=(f"h2o: {note}",))
+    return MemoryEffect(kept=((float(ratio), most),), notes=(f"h2o: {note}",))

@@ -13,9 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from plimsoll.catalog.counting import weight_bytes
-from plimsoll.core.errors import InfeasibleError, InputError
+from plimsoll.core.errors import InfeasibleError
 from plimsoll.perf.build import DescribedStepModel
-from plimsoll.perf.compositions._matrix import ScaledMatrices
+from plimsoll.perf.compositions._matrix import ScaledMatrices, check_sixteen_bit
 from plimsoll.perf.compositions._port import MemoryEffect, Option, Options
 from plimsoll.perf.request import StepModelRequest
 
@@ -32,8 +32,7 @@ def _data() -> dict[str, Any]:
 
 
 def _check(request: StepModelRequest) -> None:
-    if request.precision not in ("fp16", "bf16"):
-        raise InputError("precision", request.precision, "LLM.int8() starts from fp16 or bf16 weights")
+    check_sixteen_bit("llm_int8", request)
     if "int8" not in request.gpu.dense_flop_per_s:
         raise InfeasibleError(f"{request.gpu.id} has no int8 matrix units for llm_int8", "precision")
 
@@ -42,8 +41,7 @@ def build(inner: DescribedStepModel, request: StepModelRequest, options: Options
     """Slower matrix products around `inner`.
 
     Raises:
-        InputError: a deployment that is not 16 bit.
-        InfeasibleError: a GPU without int8 units.
+        InfeasibleError: a deployment that is not 16 bit, or a GPU without int8 units.
     """
     _check(request)
     given = float(options["slowdown"])

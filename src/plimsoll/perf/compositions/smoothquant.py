@@ -6,11 +6,10 @@ outliers from activations into weights are folded into the norms before, so noth
 
 from __future__ import annotations
 
-import dataclasses
 from types import MappingProxyType
 
 from plimsoll.perf.build import DescribedStepModel
-from plimsoll.perf.compositions._matrix import ScaledMatrices, overhead_of
+from plimsoll.perf.compositions._matrix import ScaledMatrices, overhead_of, quantised
 from plimsoll.perf.compositions._port import MemoryEffect, Option, Options
 from plimsoll.perf.request import StepModelRequest
 
@@ -21,8 +20,8 @@ OPTIONS = MappingProxyType(
 
 
 def prepare(request: StepModelRequest, options: Options) -> StepModelRequest:  # noqa: ARG001
-    """The deployment at int8."""
-    return dataclasses.replace(request, precision="int8")
+    """The deployment at int8; refuses weights that are not of 16 bit."""
+    return quantised("smoothquant", request, "int8")
 
 
 def build(inner: DescribedStepModel, request: StepModelRequest, options: Options) -> ScaledMatrices:  # noqa: ARG001

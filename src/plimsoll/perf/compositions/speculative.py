@@ -76,6 +76,12 @@ class Speculative(Composed):
         return self._acceptance
 
     @property
+    def verified(self) -> tuple[int, float]:
+        """Rows of a verified decode, and the tokens over which its seconds are shared."""
+        rows, tokens = super().verified
+        return rows * (self._drafted + 1), tokens * self._per_step
+
+    @property
     def expected_tokens_per_step(self) -> float:
         """Mean tokens that a verify step yields to each sequence."""
         return expected_tokens(self._acceptance)

@@ -36,8 +36,13 @@ from plimsoll.perf.offload.layer import LayerShape
 Linear = npt.NDArray[np.float64]
 """Ten coefficients: the constant, then the shares in `Placement.SHARES` order."""
 
-COMPRESSED_FRAC = (4 + 2 * 16 / 64) / 16
-"""4-bit elements in groups of 64 with a 16-bit minimum and scale, over 16 bits (FlexGen, section 5)."""
+
+def compressed_frac(group: int = 64) -> float:
+    """4-bit elements in groups (FlexGen: of 64) with a 16-bit minimum and scale, over 16 bits (section 5)."""
+    return (4 + 2 * 16 / group) / 16
+
+
+COMPRESSED_FRAC = compressed_frac()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,8 @@ class BlockWork:
         cpu_attention: attention of a decode runs on the CPU for what of the cache is not on the GPU.
         overlap: transfers and compute of neighbouring batches overlap.
         kept_tokens: cache entries that a sequence keeps after its prefill; None keeps all.
+        kept_frac: share of its cache entries that a sequence keeps at every length.
+        cache_group: elements that share a minimum and a scale where the cache is compressed.
         combine: ``shipped`` or ``paper`` (see the module's text).
         timed_tokens: output tokens over which a decode is averaged, None for all: FlexGen's benchmarks time the first
             few and take the others to cost as much (``--cut-gen-len N``; ``--debug fewer_batch``: twenty layers of the
@@ -102,6 +109,8 @@ class BlockWork:
     cpu_attention: bool = True
     overlap: bool = True
     kept_tokens: float | None = None
+    kept_frac: float = 1.0
+    cache_group: int = 64
     combine: str = "shipped"
     timed_tokens: int | None = None
 
@@ -111,6 +120,10 @@ class BlockWork:
                 raise InputError(name, getattr(self, name), "write a whole number from 1")
         if self.timed_tokens is not None and self.timed_tokens < 1:
             raise InputError("timed_tokens", self.timed_tokens, "write a whole number from 1, or leave it out")
+        if not 0 < self.kept_frac <= 1:
+            raise InputError("kept_frac", self.kept_frac, "write a share above 0 up to 1")
+        if self.cache_group < 1:
+            raise InputError("cache_group", self.cache_group, "write a whole number from 1")
         if self.combine not in ("shipped", "paper"):
             raise InputError("combine", self.combine, "write shipped or paper")
         if self.compress_cache and self.cpu_attention:
@@ -125,20 +138,22 @@ class BlockWork:
     def mean_decode_tokens(self) -> float:
         """Cache entries that a decode reads, averaged over what is timed of the output: s + n/2, or what is kept."""
         averaged = self.output_tokens if self.timed_tokens is None else min(self.output_tokens, self.timed_tokens)
-        full = self.prompt_tokens + averaged / 2
-        return full if self.kept_tokens is None else min(full, self.kept_tokens)
+        return self.kept(self.prompt_tokens + averaged / 2)
 
     @property
     def stored_tokens(self) -> float:
         """Cache entries of a sequence at its end."""
-        full = float(self.prompt_tokens + self.output_tokens)
-        return full if self.kept_tokens is None else min(full, self.kept_tokens)
+        return self.kept(float(self.prompt_tokens + self.output_tokens))
 
     @property
     def stored_prompt_tokens(self) -> float:
         """Cache entries that the prefill stores."""
-        full = float(self.prompt_tokens + 1)
-        return full if self.kept_tokens is None else min(full, self.kept_tokens)
+        return self.kept(float(self.prompt_tokens + 1))
+
+    def kept(self, tokens: float) -> float:
+        """Cache entries that are kept of `tokens` of one sequence."""
+        share = tokens * self.kept_frac
+        return share if self.kept_tokens is None else min(share, self.kept_tokens)
 
 
 def linear(constant: float = 0.0, **shares: float) -> Linear:
@@ -227,7 +242,7 @@ def block_model(shape: LayerShape, hardware: OffloadHardware, work: BlockWork) -
 def stored_bytes(shape: LayerShape, work: BlockWork) -> tuple[float, float]:
     """``(weights of a layer, cache of a token in a layer)`` in bytes as stored."""
     weights = shape.plain_weight_bytes * (COMPRESSED_FRAC if work.compress_weights else 1.0)
-    cache = shape.plain_kv_bytes * (COMPRESSED_FRAC if work.compress_cache else 1.0)
+    cache = shape.plain_kv_bytes * (compressed_frac(work.cache_group) if work.compress_cache else 1.0)
     return weights, cache
 
 

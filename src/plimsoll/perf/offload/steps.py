@@ -1,5 +1,7 @@
 """FlexGen's block schedule as a step model: an engine with static batches gets the time of each of its steps.
 
+`composed.with_compositions` puts a cache that evicts (H2O) or is stored in 4 bit around it.
+
 A step works on one block: all its sequences, in GPU batches of the given size. Decode steps are affine in the cache
 entries they read, on the largest of the schedule's times (`flexgen.Phase.alternatives`). A step that holds prompts and
 decodes, which FlexGen never makes, takes the sum of both.
@@ -91,6 +93,7 @@ class OffloadedSteps:
         work = self._blocks(num_prefill)
         squares = max(0, 2 * prefill_pairs - prefill_tokens)
         stored = float(prefill_tokens)
+        stored *= work.kept_frac
         if work.kept_tokens is not None:
             stored = min(stored, num_prefill * work.kept_tokens)
         phase = prefill_phase(self._shape, self._hardware, work, prefill_tokens, squares, stored)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 import re
 from collections import defaultdict
@@ -22,8 +23,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plimsoll.core.deployment import PRECISIONS
 from plimsoll.core.errors import InputError, OutOfRangeError
 from plimsoll.perf.profiles.curves import Curve
+from plimsoll.perf.profiles.declared import NOTHING_DECLARED, Declared, declared_of
 from plimsoll.perf.profiles.grids import AttentionGrid, ExpertGrid, Slices
 
 MICROSECOND = 1e-6
@@ -44,6 +47,8 @@ class Bundle:
         experts: of one layer on one rank; None for dense models.
         skew_alpha: see the module's text; 0 where it was not measured.
         versions: of engine, CUDA and profiler, and the date.
+        precision, kv_precision: of weights and cache when it was measured.
+        declared: the grid of attention that the measurement set out to fill.
     """
 
     folder: Path
@@ -56,6 +61,9 @@ class Bundle:
     experts: ExpertGrid | None
     skew_alpha: float
     versions: Mapping[str, str]
+    precision: str = "bf16"
+    kv_precision: str = "bf16"
+    declared: Declared = NOTHING_DECLARED
 
 
 def read_bundle(directory: str | Path, tp: int) -> Bundle:
@@ -78,6 +86,9 @@ def read_bundle(directory: str | Path, tp: int) -> Bundle:
         experts=_experts(folder / "moe.csv") if (folder / "moe.csv").is_file() else None,
         skew_alpha=_skew_alpha(meta, tp),
         versions={key: str(meta[key]) for key in ("vllm_version", "cuda_version", "profiled_at") if key in meta},
+        precision=_precision(meta, folder.parent.name),
+        kv_precision=_kv_precision(meta),
+        declared=declared_of(meta),
     )
 
 
@@ -89,7 +100,7 @@ def _find_folder(directory: Path, tp: int) -> Path:
         if int(named[1]) != tp:
             raise InputError("--tp", tp, f"{directory} was measured at tensor-parallel degree {named[1]}")
         return directory
-    degrees = sorted(int(entry.name[2:]) for entry in directory.glob("tp[0-9]*") if entry.name[2:].isdigit())
+    degrees = sorted(int(entry.name[2:]) for entry in directory.glob("tp[0-9]*") if entry.name[2:].isdecimal())
     if not degrees:
         raise InputError("--step-model profile", str(directory), "the folder holds no tp1, tp2, … with CSV files")
     if tp not in degrees:
@@ -104,11 +115,24 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise InputError("--step-model profile", str(path), "a profile folder holds a meta.yaml beside its tpN")
     try:
         meta = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(str(path), str(error), "write valid YAML") from error
     if not isinstance(meta, dict):
         raise InputError(str(path), type(meta).__name__, "write a YAML mapping")
     return meta
+
+
+def _precision(meta: Mapping[str, Any], folder: str) -> str:
+    """``variant: bf16``, else the name of the folder, else 16 bit, which is what such bundles are without a word."""
+    words = re.split(r"[^a-z0-9]+", f"{meta.get('variant', '')} {folder}".lower())
+    return next((word for word in words if word in PRECISIONS), "bf16")
+
+
+def _kv_precision(meta: Mapping[str, Any]) -> str:
+    """As the engine was told when it was measured; 16 bit without a word."""
+    engine = meta.get("engine_effective")
+    told = str(engine.get("kv_cache_dtype", "auto")) if isinstance(engine, dict) else "auto"
+    return "fp8" if told.startswith("fp8") else "bf16"
 
 
 def _skew_alpha(meta: Mapping[str, Any], tp: int) -> float:
@@ -124,22 +148,30 @@ def _skew_alpha(meta: Mapping[str, Any], tp: int) -> float:
 
 def _rows(path: Path, columns: tuple[str, ...]) -> list[tuple[Row, float]]:
     """Keys and seconds of every line. Raises InputError with the line's number."""
-    if not path.is_file():
-        raise InputError("--step-model profile", str(path), "the file is missing from the profile")
-    found = []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        header = tuple(next(reader, ()))
-        if header != columns:
-            raise InputError(f"{path} line 1", ",".join(header), f"write the columns {','.join(columns)}")
-        for number, line in enumerate(reader, 2):
-            where = f"{path} line {number}"
-            if len(line) != len(columns):
-                raise InputError(where, ",".join(line), f"write {len(columns)} fields")
-            found.append((tuple(line[:-1]), _seconds(where, line[-1])))
+    lines = _lines(path)
+    header = tuple(lines[0]) if lines else ()
+    if header != columns:
+        raise InputError(f"{path} line 1", ",".join(header), f"write the columns {','.join(columns)}")
+    found: dict[Row, float] = {}
+    for number, line in enumerate(lines[1:], 2):
+        where = f"{path} line {number}"
+        if len(line) != len(columns):
+            raise InputError(where, ",".join(line), f"write {len(columns)} fields")
+        if tuple(line[:-1]) in found:
+            raise InputError(where, ",".join(line), "this was measured in a line above; keep one of the two")
+        found[tuple(line[:-1])] = _seconds(where, line[-1])
     if not found:
         raise InputError(str(path), "no lines", "a profile has measurements")
-    return found
+    return list(found.items())
+
+
+def _lines(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        raise InputError("--step-model profile", str(path), "the file is missing from the profile")
+    try:
+        return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(str(path), str(error), "write a CSV table in UTF-8") from error
 
 
 def _seconds(where: str, text: str) -> float:

@@ -41,6 +41,7 @@ from plimsoll.perf.profiles.curves import Curve, total
 from plimsoll.perf.profiles.elsewhere import elsewhere_s
 from plimsoll.perf.profiles.graphs import DEFAULT_LIMIT_TOKENS, padded_tokens
 from plimsoll.perf.profiles.links import Machine, Messages
+from plimsoll.perf.profiles.outside import DECODES_FLAG, LENGTH_FLAG, TOKENS_FLAG, refuse_above
 from plimsoll.perf.tabulated import UNBOUNDED, Line
 
 ONCE_PER_STEP = ("embedding", "final_layernorm")
@@ -237,27 +238,20 @@ class Profiled:
         grid = self._attention
         tokens = math.ceil((shape.prefill_tokens + shape.num_decode) / ranks)
         decodes = math.ceil(shape.num_decode / ranks)
-        self._refuse_above("tokens in a step", tokens, self._dense.last)
-        self._refuse_above("prompt tokens in a step", shape.prefill_tokens / ranks, grid.prefill.last)
-        self._refuse_above("decodes in a step", decodes, grid.decode.last)
+        folder = self._bundle.folder
+        refuse_above(folder, "tokens in a step", tokens, self._dense.last, TOKENS_FLAG)
+        refuse_above(folder, "prompt tokens in a step", shape.prefill_tokens / ranks, grid.prefill.last, TOKENS_FLAG)
+        refuse_above(folder, "decodes in a step", decodes, grid.decode.last, DECODES_FLAG)
         if shape.prefill_pairs:
             chunk, pairs = shape.prefill_tokens / ranks, shape.prefill_pairs / ranks
             context = pairs / chunk - (chunk + 1) / 2
-            self._refuse_above(
-                "tokens of context before the prompts", context, grid.prefill.items[grid.prefill.last].last
-            )
+            furthest = grid.prefill.items[grid.prefill.last].last
+            refuse_above(folder, "tokens of context before the prompts", context, furthest, LENGTH_FLAG)
         if decodes:
-            lengths = grid.decode.items[grid.decode.last].last
-            self._refuse_above("tokens in a decoding sequence", shape.decode_read_tokens / shape.num_decode, lengths)
-            longest = shape.longest_decode if self._alpha else 0
-            self._refuse_above("tokens in the longest decoding sequence", longest, lengths)
-
-    def _refuse_above(self, what: str, asked: float, measured: float) -> None:
-        if asked > measured:
-            raise OutOfRangeError(
-                f"profile {self._bundle.folder}: {asked:.0f} {what}, measured up to {measured:.0f}; lower the engine's "
-                "limits, take another step model, or allow extrapolation (allow_extrapolation=true)"
-            )
+            lengths = self._decode_curve(decodes).last
+            mean, longest = shape.decode_read_tokens / shape.num_decode, shape.longest_decode if self._alpha else 0
+            refuse_above(folder, "tokens in a decoding sequence", mean, lengths, LENGTH_FLAG)
+            refuse_above(folder, "tokens in the longest decoding sequence", longest, lengths, LENGTH_FLAG)
 
     # Parts -------------------------------------------------------------------------------------------------------
 
@@ -377,6 +371,7 @@ class Profiled:
             "skew_alpha": self._alpha,
             "links": (machine.origin if machine else "catalogue") if self._messages.any else "none",
             "overheads": self._options.overheads.source,
+            "extrapolates": self._options.allow_extrapolation,
             "source": str(self.source),
         }
 

@@ -1,11 +1,53 @@
-"""How many steps of a run lie outside what a profile measured: a step model that counts while it answers."""
+"""Steps outside what a profile measured: the refusal, and a step model that counts them while it answers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+from plimsoll.core.errors import OutOfRangeError
 from plimsoll.core.step import AttentionLayers, StepCost, StepShape
 from plimsoll.perf.tabulated import Line
+
+TOKENS_FLAG, DECODES_FLAG, LENGTH_FLAG = "--max-num-batched-tokens", "--max-num-seqs", "--max-model-len"
+"""What bounds the tokens of a step, its sequences and their length, as users write it."""
+DRAFTS = {
+    TOKENS_FLAG: " (with +speculative, less its drafted tokens times --max-num-seqs)",
+    DECODES_FLAG: " (with +speculative, over 1 + its drafted tokens)",
+    LENGTH_FLAG: "",
+}
+"""Engines count drafts in no limit, but they are rows of a step like all others."""
+
+
+def refuse_above(folder: object, what: str, asked: float, measured: float, flag: str) -> None:
+    """Refuse what lies beyond the grid, and say with which limit of the engine it would not come up.
+
+    Args:
+        folder: of the profile.
+        what: is counted.
+        asked: how many there are in the step.
+        measured: the most that were measured.
+        flag: of the engine's limit.
+
+    Raises:
+        OutOfRangeError: more were asked than measured.
+    """
+    if asked > measured:
+        raise OutOfRangeError(
+            f"profile {folder}: {asked:.0f} {what}, measured up to {measured:.0f}; "
+            f"set {flag} {int(measured)}{DRAFTS[flag]}, take another step model, or allow extrapolation "
+            "(profile:DIR,allow_extrapolation=true)"
+        )
+
+
+def extrapolated(facts: Mapping[str, Any]) -> bool:
+    """Whether steps may lie outside what was measured, so that no error band is known for them.
+
+    Args:
+        facts: what a step model's `describe` says; `outside_frac`, the share of a run's steps, where it was counted.
+    """
+    outside_frac = facts.get("outside_frac")
+    return bool(facts.get("extrapolates")) if outside_frac is None else outside_frac > 0
 
 
 class Covering(Protocol):
@@ -45,6 +87,18 @@ class CountedSteps:
     def num_stages(self) -> int:
         """As inside."""
         return int(self._inner.num_stages)
+
+    @property
+    def can_count(self) -> bool:
+        """Whether the model knows what it covers; one under a composition does not, whose steps are others."""
+        return hasattr(self._inner, "covers")
+
+    def sentence(self) -> str:
+        """What came out, for the user."""
+        if not self.can_count:
+            return "steps may lie outside what the profile measured; under a composition they are not counted"
+        share = f"{self.outside_frac:.1%} of {self.num_steps:,} steps lie outside what the profile measured"
+        return f"{share}{': their times are extrapolated, how far off is not known' if self.num_outside else ''}"
 
     @property
     def outside_frac(self) -> float:

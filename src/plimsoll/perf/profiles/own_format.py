@@ -203,12 +203,15 @@ def read_rows(file: Path, table: Table, *, unfinished: bool = False) -> list[Row
         raise InputError(str(file), str(error), "write UTF-8") from error
     if unfinished and text and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
-    reader = csv.reader(text.splitlines())
-    header = tuple(next(reader, ()))
+    try:
+        lines = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise InputError(str(file), str(error), "write a CSV table") from error
+    header = tuple(lines[0]) if lines else ()
     if header != table.columns:
         raise InputError(f"{file} line 1", ",".join(header), f"write the columns {','.join(table.columns)}")
     rows, seen = [], set()
-    for number, fields in enumerate(reader, 2):
+    for number, fields in enumerate(lines[1:], 2):
         where = f"{file} line {number}"
         if len(fields) != len(table.columns):
             raise InputError(where, ",".join(fields), f"write {len(table.columns)} fields")

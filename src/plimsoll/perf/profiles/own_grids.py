@@ -68,6 +68,11 @@ class OwnAttention:
         points = tuple(sorted({*left.points, *right.points}))
         return Curve(points, tuple(left.at(p) + weight * (right.at(p) - left.at(p)) for p in points))
 
+    def longest_of(self, num_decode: int) -> float:
+        """The length up to which both measured neighbours of so many decodes reach."""
+        low, high, _ = neighbours(self.decodes.axis, num_decode)
+        return min(self.decodes.items[low].last, self.decodes.items[high].last)
+
     def _chunk_s(self, chunk: float, context: float) -> float:
         low, high, _ = neighbours(self.chunks.axis, chunk)
         first = self._row_s(low, context)

@@ -118,6 +118,12 @@ class Layers:
             self._curves[key] = self._folded(curves)
         return self._curves[key]
 
+    def longest_of(self, num_decode: int) -> float:
+        """Folded tokens of one of `num_decode` decodes up to which was measured; tables with windows have no gaps."""
+        if self.folding == ((1, None),):
+            return self.kinds[0].grid.longest_of(num_decode)
+        return self.decode_curve(num_decode).last
+
     @property
     def longest(self) -> float:
         """Longest decode that was measured; infinite where every layer's window was reached."""

@@ -19,6 +19,7 @@ from plimsoll.core.step import AttentionLayers, StepCost, StepShape
 from plimsoll.core.units import US_PER_S
 from plimsoll.perf.overheads import Overheads
 from plimsoll.perf.profiles.curves import Curve, total
+from plimsoll.perf.profiles.outside import DECODES_FLAG, LENGTH_FLAG, TOKENS_FLAG, refuse_above
 from plimsoll.perf.profiles.own_checks import FAMILIES, by_operator, check_deployment, check_plausible, check_whole
 from plimsoll.perf.profiles.own_experts import OwnExperts
 from plimsoll.perf.profiles.own_format import (
@@ -46,13 +47,13 @@ def build_own(request: StepModelRequest) -> OwnProfiled:
     """The step model of a deployment from the folder that `request.argument` names.
 
     Raises:
-        InputError: the profile cannot be read, has holes, is not plausible, or is of another model, device, cut or
-            precision; an unknown option.
-        InfeasibleError: pipeline stages, data-parallel ranks or experts spread over ranks.
+        InputError: the profile cannot be read, has holes, is not plausible, or is of another model, device or
+            cut; an unknown option.
+        InfeasibleError: pipeline stages, data-parallel ranks, experts spread over ranks, another precision.
     """
     request.check_options("allow_extrapolation")
     profile = read_own(request.argument)
-    check_deployment(profile, request.model, request.gpu, request.parallelism, request.precision)
+    check_deployment(profile, request)
     check_whole(profile)
     check_plausible(profile, request.gpu, request.precision)
     allowed = bool(request.options.get("allow_extrapolation", False))
@@ -152,7 +153,7 @@ class OwnProfiled:
         # A step at length x has read tokens n·x; the first one at or behind the piece's end belongs to the next piece.
         below = UNBOUNDED if end is None else _ceil(num_decode * end)
         if not self._allowed:
-            below = min(below, num_decode * int(curve.last) + 1)
+            below = min(below, num_decode * int(self.attention.longest_of(num_decode)) + 1)
         base_s += self._fixed_s(num_decode, num_decode) + self._overheads.per_sequence_s * num_decode
         line = (base_s, slope_s / num_decode, below)
         self._recent[num_decode] = (_ceil(num_decode * start), line)
@@ -189,24 +190,19 @@ class OwnProfiled:
         return True
 
     def _check(self, prefill_tokens: int, num_prefill: int, pairs: int, num_decode: int, read_tokens: int) -> None:
-        layers, grid = self.attention, self.attention.kinds[0].grid
-        self._refuse_above("tokens in a step", prefill_tokens + num_decode, self._tokens.last)
-        self._refuse_above("decodes in a step", num_decode, grid.decodes.last)
+        layers, grid, folder = self.attention, self.attention.kinds[0].grid, self._profile.folder
+        refuse_above(folder, "tokens in a step", prefill_tokens + num_decode, self._tokens.last, TOKENS_FLAG)
+        refuse_above(folder, "decodes in a step", num_decode, grid.decodes.last, DECODES_FLAG)
         if num_decode:
             length = unfolded_length(layers.folding, read_tokens / num_decode)
-            self._refuse_above("tokens in a decoding sequence", length, layers.longest)
+            refuse_above(folder, "tokens in a decoding sequence", length, layers.longest, LENGTH_FLAG)
+            folded, longest = read_tokens / num_decode, layers.longest_of(num_decode)
+            refuse_above(folder, "tokens in a decoding sequence", folded, longest, LENGTH_FLAG)
         if prefill_tokens:
             number = max(num_prefill, 1)
-            self._refuse_above("tokens in a prompt chunk", prefill_tokens / number, grid.chunks.last)
+            refuse_above(folder, "tokens in a prompt chunk", prefill_tokens / number, grid.chunks.last, TOKENS_FLAG)
             context = round(layers.context_of(number, prefill_tokens, pairs), 6)  # a root's last digits
-            self._refuse_above("tokens of context before a chunk", context, layers.furthest)
-
-    def _refuse_above(self, what: str, asked: float, measured: float) -> None:
-        if asked > measured:
-            raise OutOfRangeError(
-                f"profile {self._profile.folder}: {asked:.0f} {what}, measured up to {measured:.0f}; lower the "
-                "engine's limits, profile further, or allow extrapolation (profile:DIR,allow_extrapolation=true)"
-            )
+            refuse_above(folder, "tokens of context before a chunk", context, layers.furthest, LENGTH_FLAG)
 
     # Parts -------------------------------------------------------------------------------------------------------
 
@@ -246,6 +242,7 @@ class OwnProfiled:
             "interpolation_error_frac": quality.get("interpolation_error_median_frac"),
             "beside": self.attention.kinds[0].grid.beside,
             "overheads": self._overheads.source,
+            "extrapolates": self._allowed,
             **({"experts": "uniform routing"} if self._experts is not None else {}),
             "source": str(self.source),
         }

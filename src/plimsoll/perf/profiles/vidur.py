@@ -19,13 +19,15 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.core.errors import InputError, OutOfRangeError
-from plimsoll.perf.profiles.own_checks import check_plausible
+from plimsoll.perf.profiles.origin import check_precision
+from plimsoll.perf.profiles.own_checks import by_operator, check_plausible
 from plimsoll.perf.profiles.own_format import ATTENTION, COLLECTIVES, SEQUENCES, TABLES, TOKENS, OwnProfile, Row, Table
 from plimsoll.perf.profiles.own_model import OwnProfiled
 from plimsoll.perf.profiles.own_shape import plain_shape_of
@@ -35,6 +37,7 @@ MLP, ATTENTION_FILE, ALL_REDUCE = "mlp.csv", "attention.csv", "all_reduce.csv"
 PREFIX, SUFFIX = "time_stats.", ".median"
 US_PER_MS = 1000.0
 ONCE_PER_STEP = ("emb",)
+PRODUCTS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
 CALLS_PER_LAYER = {"add": 2}
 RESHAPES = ("attn_input_reshape", "attn_output_reshape", "attn_kv_cache_save")
 BYTES_PER_ELEMENT = 2
@@ -56,7 +59,8 @@ def build_vidur(request: StepModelRequest) -> OwnProfiled:
     """The step model of a deployment from the folder that `request.argument` names.
 
     Raises:
-        InputError: a file that cannot be read, is of another model, or is not in milliseconds.
+        InputError: a file that cannot be read, has holes, is of another model, or is not in milliseconds.
+        InfeasibleError: another precision than 16 bit.
         OutOfRangeError: the tensor-parallel degree was not measured.
     """
     folder, tp = Path(request.argument), request.parallelism.tp
@@ -75,9 +79,26 @@ def build_vidur(request: StepModelRequest) -> OwnProfiled:
         "run": {"backend": "vidur", "tp": tp},
     }
     profile = OwnProfile(folder=folder, header=header, tables=tables)
+    check_precision(folder, ("fp16", "fp16"), (request.precision, request.kv_precision))
+    _check_whole(profile)
     check_plausible(profile, request.gpu, request.precision)
     allowed = bool(request.options.get("allow_extrapolation", False))
     return OwnProfiled(profile, request.overheads, allow_extrapolation=allowed)
+
+
+def _check_whole(profile: OwnProfile) -> None:
+    """Every matrix product is there, and every operator at the sizes of all others.
+
+    Raises:
+        InputError: a hole; names the operator.
+    """
+    operators = by_operator(profile, TOKENS)
+    everywhere = {row["tokens"] for rows in operators.values() for row in rows}
+    for operator in [*PRODUCTS, *operators]:
+        missing = sorted(everywhere - {row["tokens"] for row in operators.get(operator, ())})
+        if missing:
+            what = f"{operator} was not measured at {missing[0]} tokens"
+            raise InputError(str(profile.folder / MLP), what, "the profile has a hole; take it from its source again")
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -97,7 +118,7 @@ def _rows(folder: Path, name: str) -> Iterator[tuple[str, Measured]]:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8", newline="") as file:
             for number, row in enumerate(csv.DictReader(file), 2):
                 yield f"{path} line {number}", row
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise InputError(str(path), str(error), "write a CSV table, gzipped or not") from error
 
 

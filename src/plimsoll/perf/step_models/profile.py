@@ -13,11 +13,12 @@ from plimsoll.perf.profiles.bundle import read_bundle
 from plimsoll.perf.profiles.graphs import DEFAULT_LIMIT_TOKENS
 from plimsoll.perf.profiles.links import find_machine
 from plimsoll.perf.profiles.model import Profiled, ProfileOptions
-from plimsoll.perf.profiles.origin import check_origin
+from plimsoll.perf.profiles.origin import check_origin, check_precision
 from plimsoll.perf.profiles.own_format import is_own, with_options
 from plimsoll.perf.profiles.own_model import OwnProfiled, build_own
 from plimsoll.perf.profiles.plausible import check_plausible
 from plimsoll.perf.profiles.vidur import build_vidur, is_vidur
+from plimsoll.perf.profiles.whole import check_whole
 from plimsoll.perf.request import StepModelRequest
 
 
@@ -25,10 +26,10 @@ def build(request: StepModelRequest) -> Profiled | OwnProfiled:
     """The profiled step model of a deployment; `profiles.own_model` where the folder is Plimsoll's own form.
 
     Raises:
-        InputError: no folder given, or a profile that cannot be read, is of another model or GPU, or is not in
-            microseconds; an unknown option.
+        InputError: no folder given, or a profile that cannot be read, has holes, is of another model or GPU, or is not
+            in microseconds; an unknown option.
         OutOfRangeError: the profile lacks the tensor-parallel degree.
-        InfeasibleError: pipeline stages.
+        InfeasibleError: pipeline stages, or another precision than the profile's.
     """
     request = with_options(_with_graph_tokens(request))
     request.check_options("allow_extrapolation", "skew", "custom_all_reduce", "graph_tokens")
@@ -43,6 +44,8 @@ def build(request: StepModelRequest) -> Profiled | OwnProfiled:
         raise InputError("--step-model profile, graph_tokens", graph_tokens, "write a number of tokens from 0")
     bundle = read_bundle(request.argument, request.parallelism.tp)
     check_origin(bundle, request.model, request.gpu)
+    asked = (request.precision, request.kv_precision)
+    check_precision(bundle.folder, (bundle.precision, bundle.kv_precision), asked)
     options = ProfileOptions(
         allow_extrapolation=bool(request.options.get("allow_extrapolation", False)),
         use_skew=bool(request.options.get("skew", True)),
@@ -52,6 +55,7 @@ def build(request: StepModelRequest) -> Profiled | OwnProfiled:
         overheads=request.overheads,
     )
     built = Profiled(bundle, request.model, request.gpu, request.parallelism, options)
+    check_whole(bundle, request.model)
     check_plausible(bundle, request.model, request.gpu, request.precision)
     return built
 

@@ -1,4 +1,4 @@
-"""``vllm-roofline``: the roofline with what vLLM 0.11 adds (`perf.vllm_steps`). Options as a server's flags and requests:
+"""``vllm-roofline``: the roofline with what vLLM 0.11 adds to a step (`perf.vllm_steps`). Options:
 
 ``sampler=sorts|greedy``  requests with top-p or top-k, which sort the vocabulary of every row; or greedy ones
 ``graph_tokens=N``        largest CUDA graph of a rank (vLLM's 512); 0 for a server with `enforce_eager`
