@@ -108,8 +108,8 @@ def is_queue_growing(run: Run, *, significance: float = SIGNIFICANCE) -> Station
       does: what fills up, or comes in clumps, is in both counts, and a fuller batch is a little slower without being
       overloaded. And the arrivals have to last five times as long as that tenth stayed (the median).
 
-    Rejected and failed requests are no part of any count; unfinished ones never leave. How often it says "growing", measured on 200 seeded M/M/1 queues each, started empty
-    (``tests/theory/test_metrics_stationarity.py`` holds it to this):
+    Rejected and failed requests are no part of any count; unfinished ones never leave. How often it says "growing", on
+    200 seeded M/M/1 queues each, started empty (``tests/theory/test_metrics_stationarity.py`` holds it to this):
 
         load    200 requests    1,000    3,000    10,000
         0.80            2 %       0 %      0 %       0 %
