@@ -24,19 +24,12 @@ from tests.oracle.models import KinkedModel, LinedModel, SkewedModel
 from tests.oracle.naive_pools import Box, NaiveSplitwise, naive_pools
 from tests.oracle.naive_vllm import Request
 from tests.property.test_engine_cluster_oracle import assert_same
+from tests.single_steps import Silent
 from validation.schedules import OneSecond
 
 CASES = int(os.environ.get("PLIMSOLL_ORACLE_CASES", "300"))
 ENGINES = list_plugins("plimsoll.engine.clusters")
 MODELS = [KinkedModel(), KinkedModel(layers=((1, None), (3, 25))), SkewedModel(), LinedModel()]
-
-
-class Silent:
-    """With an observer machines take single steps."""
-
-    def scheduled(self, *_: object) -> None: ...
-
-    def stepped(self, *_: object) -> None: ...
 
 
 class WatchedSplitwise(NaiveSplitwise):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from plimsoll.core.columns import floats, ints
-from plimsoll.core.run import Run
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, cluster, counting, simulate
 from plimsoll.engine.counting import CountingFleet, TooPatientError
@@ -21,16 +19,9 @@ from plimsoll.engine.policies.vllm_v1 import VllmV1
 from plimsoll.engine.replica import Replica
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel, SkewedModel
+from tests.single_steps import Silent, counted_calls, same_as_single_steps
 
 ROUTERS = ["least-loaded", "power-of-two", "prefix-aware"]
-
-
-class Silent:
-    """An observer sees single steps, so with it nothing is put off and nothing run ahead."""
-
-    def scheduled(self, *_: object) -> None: ...
-
-    def stepped(self, *_: object) -> None: ...
 
 
 def load(num: int, gap_s: float, prompt: int, output: int, seed: int = 0, **columns: Any) -> Workload:
@@ -48,30 +39,10 @@ def engine(router: str = "least-loaded", replicas: int = 4, **changes: Any) -> E
     return EngineConfig(replicas=replicas, router=router, **{**given, **changes})
 
 
-def same_as_single_steps(workload: Workload, config: EngineConfig, model: Any, duration_s: float | None = None) -> Run:
-    run = simulate(workload, config, model, duration_s=duration_s)
-    assert run.equal(simulate(workload, config, model, duration_s=duration_s, observer=Silent()))
-    return run
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often replicas are turned to, ahead of the arrivals and not."""
-    counted: Counter[str] = Counter()
-
-    def watch(owner: type, name: str) -> None:
-        original: Callable[..., Any] = getattr(owner, name)
-
-        def call(*given: Any) -> Any:
-            counted[name] += 1
-            return original(*given)
-
-        monkeypatch.setattr(owner, name, call)
-
-    watch(Replica, "advance")
-    watch(Outlook, "turn")
-    watch(TooPatientError, "__init__")
-    return counted
+    return counted_calls(monkeypatch, (Replica, "advance"), (Outlook, "turn"), (TooPatientError, "__init__"))
 
 
 @pytest.mark.parametrize("router", ROUTERS)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from plimsoll.core.columns import floats, ints
-from plimsoll.core.run import Run
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, cluster, simulate
 from plimsoll.engine.following import Course, FollowingFleet, followed
@@ -18,14 +16,7 @@ from plimsoll.engine.policies.vllm_v1 import VllmV1
 from plimsoll.engine.replica import Replica
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel
-
-
-class Silent:
-    """An observer sees single steps, so with it nothing is foretold."""
-
-    def scheduled(self, *_: object) -> None: ...
-
-    def stepped(self, *_: object) -> None: ...
+from tests.single_steps import Silent, counted_calls, same_as_single_steps
 
 
 def load(num: int, gap_s: float, prompt: int, output: int, seed: int = 0, **columns: Any) -> Workload:
@@ -43,42 +34,22 @@ def engine(replicas: int = 4, **changes: Any) -> EngineConfig:
     return EngineConfig(replicas=replicas, router="least-pending-tokens", **{**given, **changes})
 
 
-def same_as_single_steps(workload: Workload, config: EngineConfig, duration_s: float | None = None) -> Run:
-    run = simulate(workload, config, KinkedModel(), duration_s=duration_s)
-    assert run.equal(simulate(workload, config, KinkedModel(), duration_s=duration_s, observer=Silent()))
-    return run
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often replicas are turned to, and the fleets of whom that is asked."""
-    counted: Counter[str] = Counter()
-
-    def watch(owner: type, name: str) -> None:
-        original: Callable[..., Any] = getattr(owner, name)
-
-        def call(*given: Any) -> Any:
-            counted[name] += 1
-            return original(*given)
-
-        monkeypatch.setattr(owner, name, call)
-
-    watch(Course, "turn")
-    watch(Course, "_foretell")
-    watch(FollowingFleet, "least_pending")
-    return counted
+    return counted_calls(monkeypatch, (Course, "turn"), (Course, "_foretell"), (FollowingFleet, "least_pending"))
 
 
 @pytest.mark.parametrize("gap_s", [0.001, 0.02, 0.2])
 def test_nobody_sees_that_progress_is_foretold(gap_s: float, calls: Counter[str]) -> None:
     """From far too much load to hardly any."""
-    same_as_single_steps(load(150, gap_s, 90, 40), engine())
+    same_as_single_steps(load(150, gap_s, 90, 40), engine(), KinkedModel())
     assert calls["least_pending"] == 150
     assert calls["_foretell"]
 
 
 def test_nor_where_blocks_run_short(calls: Counter[str]) -> None:
-    run = same_as_single_steps(load(200, 0.004, 30, 60), engine(num_blocks=70))
+    run = same_as_single_steps(load(200, 0.004, 30, 60), engine(num_blocks=70), KinkedModel())
     assert run.preemptions.sum() > 20
     assert calls["least_pending"] == 200
 
@@ -88,12 +59,14 @@ def test_nor_where_more_is_expected_than_there_will_be(column: str, calls: Count
     for gap_s in (0.002, 0.02):
         workload = load(150, gap_s, 60, 40)
         told = {column: workload.output_tokens + ints(np.arange(150) % 37)}
-        same_as_single_steps(load(150, gap_s, 60, 40, **told), engine())
+        same_as_single_steps(load(150, gap_s, 60, 40, **told), engine(), KinkedModel())
     assert calls["least_pending"] == 300
 
 
 def test_where_answers_outlive_what_is_expected_requests_are_counted_one_by_one(calls: Counter[str]) -> None:
-    same_as_single_steps(load(100, 0.01, 60, 40, predicted_output_tokens=ints(np.full(100, 5))), engine())
+    same_as_single_steps(
+        load(100, 0.01, 60, 40, predicted_output_tokens=ints(np.full(100, 5))), engine(), KinkedModel()
+    )
     assert not calls["least_pending"]
 
 
@@ -108,27 +81,27 @@ def test_attention_windows_are_not_followed(layers: Any, calls: Counter[str]) ->
 @pytest.mark.parametrize("options", [{"async_scheduling": True}, {"scheduling_policy": "priority"}])
 def test_nor_are_replicas_of_other_kinds(options: dict[str, Any], calls: Counter[str]) -> None:
     workload = load(100, 0.01, 60, 40, priority=ints(np.arange(100) % 3))
-    same_as_single_steps(workload, engine(options=options))
+    same_as_single_steps(workload, engine(options=options), KinkedModel())
     assert not calls["turn"]
 
 
 @pytest.mark.parametrize("options", [{"long_prefill_token_threshold": 7}, {"watermark": 0.3}])
 def test_thresholds_and_watermarks_are(options: dict[str, Any], calls: Counter[str]) -> None:
     for gap_s in (0.002, 0.02):
-        same_as_single_steps(load(150, gap_s, 90, 40), engine(options=options))
+        same_as_single_steps(load(150, gap_s, 90, 40), engine(options=options), KinkedModel())
     assert calls["turn"]
 
 
 def test_a_budget_smaller_than_the_decodes_makes_some_of_them_wait(calls: Counter[str]) -> None:
     """Then not everybody gets a token, and nothing is foretold."""
-    same_as_single_steps(load(150, 0.01, 12, 60), engine(max_num_batched_tokens=5))
+    same_as_single_steps(load(150, 0.01, 12, 60), engine(max_num_batched_tokens=5), KinkedModel())
     assert calls["turn"]
 
 
 @pytest.mark.parametrize("duration_s", [0.05, 0.7, 3.0])
 @pytest.mark.parametrize("gap_s", [0.002, 0.05])
 def test_a_cut_run_ends_where_it_should(duration_s: float, gap_s: float) -> None:
-    run = same_as_single_steps(load(200, gap_s, 90, 40), engine(), duration_s=duration_s)
+    run = same_as_single_steps(load(200, gap_s, 90, 40), engine(), KinkedModel(), duration_s=duration_s)
     assert np.nanmax(run.timeline.step_end_s) <= duration_s  # type: ignore[union-attr]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.errors import InfeasibleError, InputError
-from plimsoll.core.run import Run, StepLog
+from plimsoll.core.run import StepLog
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, plugins, simulate
 from plimsoll.engine.bridge import Bridge
@@ -26,18 +25,11 @@ from plimsoll.engine.prompts_ahead import PromptsAhead
 from plimsoll.engine.requests import Requests
 from plimsoll.engine.split_machine import NEVER_STUCK, Needs, SplitMachine
 from tests.oracle.models import KinkedModel, SkewedModel
+from tests.single_steps import Silent, counted_calls, same_as_single_steps
 from validation.schedules import OneSecond
 
 ENGINES = list(plugins.list_plugins(CLUSTERS))
 LINK = {"transfer_s_per_token": 1e-5, "transfer_latency_s": 2e-3}
-
-
-class Silent:
-    """With an observer machines take single steps."""
-
-    def scheduled(self, *_: object) -> None: ...
-
-    def stepped(self, *_: object) -> None: ...
 
 
 def load(num: int, gap_s: float, prompt: int = 60, output: int = 60, seed: int = 0) -> Workload:
@@ -56,30 +48,10 @@ def engine(name: str, prefill: int = 2, decode: int = 2, **changes: Any) -> Engi
     return EngineConfig(policy=name, options=options, replicas=total, **{**given, **changes})
 
 
-def same_as_single_steps(workload: Workload, config: EngineConfig, model: Any, duration_s: float | None = None) -> Run:
-    run = simulate(workload, config, model, duration_s=duration_s)
-    assert run.equal(simulate(workload, config, model, duration_s=duration_s, observer=Silent()))
-    return run
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often machines begin, and how often what they ran ahead is taken back."""
-    counted: Counter[str] = Counter()
-
-    def watch(owner: type, name: str) -> None:
-        original: Callable[..., Any] = getattr(owner, name)
-
-        def call(*given: Any) -> Any:
-            counted[name] += 1
-            return original(*given)
-
-        monkeypatch.setattr(owner, name, call)
-
-    watch(Machine, "begin_decodes")
-    watch(Machine, "cut")
-    watch(Bridge, "_ask_all")
-    return counted
+    return counted_calls(monkeypatch, (Machine, "begin_decodes"), (Machine, "cut"), (Bridge, "_ask_all"))
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -15,6 +15,7 @@ from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.counting import TooPatientError
 from plimsoll.engine.routers.prefix_aware import Memory
 from tests.oracle.models import KinkedModel
+from tests.single_steps import Silent
 from validation.schedules import OneSecond
 
 
@@ -171,12 +172,6 @@ def test_a_promise_that_does_not_hold_is_found_and_the_run_repeated(monkeypatch:
     assert raised, "the case must reach the check"
     watched = simulate(load, config, Falling(), observer=Silent())  # an observer sees single steps: nothing is put off
     assert run.equal(watched)
-
-
-class Silent:
-    def scheduled(self, *_: object) -> None: ...
-
-    def stepped(self, *_: object) -> None: ...
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 20, 500])

@@ -50,13 +50,13 @@ class PrefixAware:
         self._min_match, self._max_lead, self._max_ratio = min_match, max_lead, max_ratio
         self._ids = workload.prompt_block_ids
         self.pick = least_of if self._ids is None else None
-        self._capacity = 0
+        self._capacity_ids = 0
         self._memories: list[Memory] = []
         if self._ids is not None:
             assert workload.prompt_block_offsets is not None
             assert workload.block_tokens is not None
             self._offsets = workload.prompt_block_offsets.tolist()
-            self._capacity = max(1, config.num_blocks * config.block_size // workload.block_tokens)
+            self._capacity_ids = max(1, config.num_blocks * config.block_size // workload.block_tokens)
 
     def choose(self, fleet: Fleet, request: int, now_s: float, /) -> int:
         """Where the prompt's beginning is, or where there is room."""
@@ -67,7 +67,7 @@ class PrefixAware:
         least = min(loads)
         chosen = loads.index(least)
         if not self._memories:
-            self._memories = [Memory(self._capacity) for _ in loads]
+            self._memories = [Memory(self._capacity_ids) for _ in loads]
         ids = self._ids[self._offsets[request] : self._offsets[request + 1]].tolist()
         most, first = max(loads), ids[0] if ids else -1
         if most - least <= self._max_lead or most <= self._max_ratio * least:
@@ -84,14 +84,17 @@ class Memory:
 
     Every time that an id is sent is a place in one long queue, of which an id's last place counts.
 
+    Args:
+        capacity_ids: how many ids are remembered.
+
     Attributes:
         last: for each id that is remembered its last place.
     """
 
-    __slots__ = ("_capacity", "_head", "_queue", "last")
+    __slots__ = ("_capacity_ids", "_head", "_queue", "last")
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity_ids: int) -> None:
+        self._capacity_ids = capacity_ids
         self._queue: deque[int] = deque()
         self._head = 0  # place of the first in the queue
         self.last: dict[int, int] = {}
@@ -106,16 +109,16 @@ class Memory:
 
     def remember(self, ids: list[int]) -> None:
         """A prompt is sent. Its end is forgotten before its beginning, so the latter counts as sent later."""
-        queue, last, capacity = self._queue, self.last, self._capacity
+        queue, last, capacity_ids = self._queue, self.last, self._capacity_ids
         backwards, place = ids[::-1], self._head + len(queue)
         queue.extend(backwards)
         last.update(zip(backwards, range(place, place + len(ids)), strict=True))
-        while len(last) > capacity:
+        while len(last) > capacity_ids:
             content = queue.popleft()
             if last[content] == self._head:
                 del last[content]
             self._head += 1
-        if len(queue) > 4 * capacity + 1000:  # what was sent again and again has left many places behind
+        if len(queue) > 4 * capacity_ids + 1000:  # what was sent again and again has left many places behind
             kept = sorted(last, key=last.__getitem__)
             self._head = place = self._head + len(queue)
             self._queue = deque(kept)
