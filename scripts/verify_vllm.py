@@ -3,10 +3,10 @@
     python -m scripts.verify_vllm [--out out/verify-vllm] [--quick]
 
 For two models with random weights: start `vllm serve` (one core computes, one holds API server, scheduler and client),
-profile it (`plimsoll profile --backend vllm`), measure GUIDE's grid with vLLM's own benchmark client, and compare with
-what `plimsoll simulate` says from the profile alone (`python -m validation guide-grid`). Whatever was measured is kept
-in the folder: an interrupted run goes on where it stopped; `--fresh` starts again. Exit code 0 where every mean error
-is within the target, 1 where one is not, 2 where something is missing.
+measure half of GUIDE's grid with vLLM's own benchmark client, profile it (`plimsoll profile --backend vllm`), measure
+the other half, and compare with what `plimsoll simulate` says from the profile alone (`python -m validation
+guide-grid`). Whatever was measured is kept in the folder: an interrupted run goes on where it stopped; `--fresh` starts
+again. Exit code 0 where every mean error is within the target, 1 where one is not, 2 where something is missing.
 
 Scaled from GUIDE's grid: 64 output tokens instead of 256 (decoding longer repeats the same steps), two small models.
 """
@@ -14,6 +14,7 @@ Scaled from GUIDE's grid: 64 output tokens instead of 256 (decoding longer repea
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -34,8 +35,10 @@ from validation import guide_grid
 ROOT = Path(__file__).resolve().parent.parent
 VLLM_VERSION = "0.32.0"
 UNUSED = ("torchvision", "torchcodec", "torchaudio")
-BATCHES, PROMPTS, OUTPUT_TOKENS, REPEATS = (4, 8, 16, 32), (128, 256, 512, 1024), 64, 2
-QUICK_BATCHES, QUICK_PROMPTS = (4, 8), (128, 256)
+BATCHES, PROMPTS, OUTPUT_TOKENS = (4, 8, 16, 32), (128, 256, 512, 1024), 64
+ROUNDS = ((0, 1), (2, 3))
+"""Repetitions of every batch before the profile, and after it."""
+QUICK_BATCHES, QUICK_PROMPTS, QUICK_ROUNDS = (4, 8), (128, 256), ((0,), (1,))
 MAX_NUM_SEQS, TOKEN_BUDGET, MAX_MODEL_LEN = 32, 512, 1152
 VOCABULARY = 8192
 PADDING = "padding-padding"
@@ -84,7 +87,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "verify-vllm")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-vllm")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--quick", action="store_true", help="batches 4 and 8, prompts 128 and 256, once each")
+    parser.add_argument("--quick", action="store_true", help="batches 4 and 8, prompts 128 and 256, twice each")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     asked = parser.parse_args()
     began_s = time.monotonic()
@@ -166,19 +169,21 @@ def measure(folder: Path, config: dict[str, Any], python: Path, quick: bool, fre
     plan = server_plan(asked, job_of(asked))
     batches, prompts = (QUICK_BATCHES, QUICK_PROMPTS) if quick else (BATCHES, PROMPTS)
     grid = [(batch, prompt) for prompt in prompts for batch in batches]
-    repeats = 1 if quick else REPEATS
-    runs = grid_runs(grid, repeats)
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    before, after = (grid_runs(grid, repeats) for repeats in rounds)
     document = folder / "run.json"
-    if document.is_file() and all((folder / "grid" / f"{run['name']}.json").is_file() for run in runs):
+    if document.is_file() and all((folder / "grid" / f"{run['name']}.json").is_file() for run in before + after):
         say(f"{folder.name}: measured before, kept")
         return
     say(f"{folder.name}: starting vLLM (log: {plan.log})")
     with running(plan) as url:
-        measure_on(url, plan, asked, folder, runs)
+        measure_grid(url, plan, folder, before)
+        profile_on(url, asked, folder)
+        measure_grid(url, plan, folder, after)
     header = profile_header(folder)
     facts = {
         "grid": grid,
-        "repeats": repeats,
+        "rounds": rounds,
         "output_tokens": OUTPUT_TOKENS,
         "max_num_seqs": MAX_NUM_SEQS,
         "max_num_batched_tokens": TOKEN_BUDGET,
@@ -193,12 +198,15 @@ def measure(folder: Path, config: dict[str, Any], python: Path, quick: bool, fre
     document.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def measure_on(
-    url: str, plan: ServerPlan, asked: ProfileScenario, folder: Path, runs: Sequence[dict[str, Any]]
-) -> None:
-    """The profile of the running server, then its batches."""
-    import dataclasses
+def measure_grid(url: str, plan: ServerPlan, folder: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """One round of batches on the running server."""
+    began_s = time.monotonic()
+    bench(url, plan, runs, folder / "grid")
+    say(f"{folder.name}: {len(runs) - 1} batches measured in {time.monotonic() - began_s:.0f} s")
 
+
+def profile_on(url: str, asked: ProfileScenario, folder: Path) -> None:
+    """The profile of the running server."""
     began_s = time.monotonic()
     result = profile(dataclasses.replace(asked, server=url), progress=show_progress)
     quality = result.profiled.header["quality"]
@@ -206,13 +214,10 @@ def measure_on(
         f"{folder.name}: profiled in {time.monotonic() - began_s:.0f} s; off its grid within "
         f"{quality['interpolation_error_median_frac']:.1%} (median), spread {quality['spread_median_frac']:.1%}"
     )
-    began_s = time.monotonic()
-    bench(url, plan, runs, folder / "grid")
-    say(f"{folder.name}: {len(runs) - 1} batches measured in {time.monotonic() - began_s:.0f} s")
 
 
-def grid_runs(grid: Sequence[tuple[int, int]], repeats: int) -> list[dict[str, Any]]:
-    """The batches in an order without a trend, after one that warms up."""
+def grid_runs(grid: Sequence[tuple[int, int]], repeats: Sequence[int]) -> list[dict[str, Any]]:
+    """The batches of some repetitions in an order without a trend, after one that warms up."""
     runs = [
         {
             "name": guide_grid.name_of(batch, prompt, repeat),
@@ -221,11 +226,11 @@ def grid_runs(grid: Sequence[tuple[int, int]], repeats: int) -> list[dict[str, A
             "output_tokens": OUTPUT_TOKENS,
             "seed": 1000 * repeat + number,
         }
-        for repeat in range(repeats)
+        for repeat in repeats
         for number, (batch, prompt) in enumerate(grid)
     ]
-    random.Random(0).shuffle(runs)
-    return [{"name": "warm-up", "batch": 2, "prompt_tokens": 64, "output_tokens": 8, "seed": 7}, *runs]
+    random.Random(repeats[0]).shuffle(runs)
+    return [{"name": f"warm-up-{repeats[0]}", "batch": 2, "prompt_tokens": 64, "output_tokens": 8, "seed": 7}, *runs]
 
 
 def profile_header(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,10 @@ the result files of vLLM's own benchmark client, and ``run.json`` with the serve
 Nothing is fitted to the grid: operators were timed step by step, and host times come from batches of other sizes
 (`plimsoll.profiler.serving`).
 
+Half of the repetitions come before the profile and half after it, so that a machine that becomes slower or faster
+meanwhile does so on both sides. How far a batch's two halves lie apart is printed beside the errors (*drift*): where
+the server does not repeat its own times, no prediction of them can be judged.
+
 Three figures per batch, as GUIDE judges itself by, ours over measured less one: *batch latency*, from the first request
 sent to the last token received; *TTFT*, the mean over the batch; *decode throughput*, the batch over its mean time per
 output token.
@@ -17,6 +21,7 @@ in; and a fixed time passes on the way in and out.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import statistics
 import tomllib
@@ -33,6 +38,8 @@ from plimsoll.core.units import US_PER_S
 
 FIGURES = ("batch latency", "ttft", "decode throughput")
 TARGET = 0.08
+STEADY = TARGET
+"""Mean drift beyond which nothing can be judged: what is measured is the middle, uncertain by half the drift."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,11 +90,23 @@ def run(paths: Sequence[Path]) -> dict[str, Any]:
         mine = [row for row in rows if row["model"] == model]
         means = {name: statistics.fmean(abs(row[f"{name} error"]) for row in mine) for name in FIGURES}
         worst = {name: max((row[f"{name} error"] for row in mine), key=abs) for name in FIGURES}
-        figures[model] = {name: {"mean_abs_error": means[name], "worst_error": worst[name]} for name in FIGURES}
+        drifts = {name: statistics.fmean(abs(row[f"{name} drift"]) for row in mine) for name in FIGURES}
+        figures[model] = {
+            name: {"mean_abs_error": means[name], "worst_error": worst[name], "mean_abs_drift": drifts[name]}
+            for name in FIGURES
+        }
         passed &= max(means.values()) <= TARGET
         said = ", ".join(f"{name} {means[name]:.1%}" for name in FIGURES)
-        sentences.append(f"{model} mean error of {len(mine)} batches: {said} (to reach {TARGET:.0%} each)")
+        sentences.append(
+            f"{model} mean error of {len(mine)} batches: {said} (to reach {TARGET:.0%} each); {_steadiness(drifts)}"
+        )
     return {"passed": passed, "summary": "; ".join(sentences) or "no batches", "figures": {**figures, "batches": rows}}
+
+
+def _steadiness(drifts: Mapping[str, float]) -> str:
+    said = ", ".join(f"{drifts[name]:.1%}" for name in FIGURES)
+    verdict = "" if max(drifts.values()) <= STEADY else f" (over {STEADY:.0%}: run it on a quieter machine)"
+    return f"the server's own times before and after the profile differ by {said}{verdict}"
 
 
 def rows_of(served: Served) -> list[dict[str, Any]]:
@@ -95,21 +114,24 @@ def rows_of(served: Served) -> list[dict[str, Any]]:
     rows = []
     for batch, prompt in served.run["grid"]:
         real, ours = measured(served, batch, prompt), predicted(served, batch, prompt)
+        before, after = (measured(served, batch, prompt, repeats) for repeats in served.run["rounds"])
         row: dict[str, Any] = {"model": served.folder.name, "batch": batch, "prompt": prompt}
         for name, theirs, mine in zip(FIGURES, real.figures(), ours.figures(), strict=True):
             row |= {f"{name} measured": theirs, f"{name} predicted": mine, f"{name} error": mine / theirs - 1}
+        for name, first, second in zip(FIGURES, before.figures(), after.figures(), strict=True):
+            row[f"{name} drift"] = second / first - 1
         rows.append(row)
     return rows
 
 
-def measured(served: Served, batch: int, prompt: int) -> Batch:
-    """What vLLM's client saw: medians over the repetitions of a batch.
+def measured(served: Served, batch: int, prompt: int, repeats: Sequence[int] | None = None) -> Batch:
+    """What vLLM's client saw: medians over some repetitions of a batch, or over all of them.
 
     Raises:
         InputError: a result that is missing, or in which requests failed.
     """
     found = []
-    for repeat in range(served.run["repeats"]):
+    for repeat in repeats if repeats is not None else itertools.chain(*served.run["rounds"]):
         file = served.folder / "grid" / f"{name_of(batch, prompt, repeat)}.json"
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
@@ -178,7 +200,7 @@ def read(folder: Path) -> Served:
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         header = tomllib.loads((folder / "profile" / "profile.toml").read_text(encoding="utf-8"))
-        for name in ("grid", "repeats", "output_tokens", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+        for name in ("grid", "rounds", "output_tokens", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
             run[name]
         header["server"]["per_request_us"]
     except (OSError, ValueError, KeyError, TypeError) as error:

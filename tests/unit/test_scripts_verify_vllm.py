@@ -48,16 +48,18 @@ def test_the_server_is_planned_for_the_whole_grid(tmp_path: Path, name: str) -> 
     assert not (tmp_path / "profile").exists()
 
 
-def test_every_batch_comes_once_a_repetition_and_none_calibrates() -> None:
+def test_every_batch_comes_as_often_before_the_profile_as_after_it_and_none_calibrates() -> None:
     grid = [(batch, prompt) for prompt in verify_vllm.PROMPTS for batch in verify_vllm.BATCHES]
-    runs = grid_runs(grid, 2)
-    assert runs[0]["name"] == "warm-up"
-    asked = [(run["batch"], run["prompt_tokens"]) for run in runs[1:]]
-    assert sorted(asked) == sorted(2 * grid)
-    assert asked != sorted(asked)
-    assert len({run["name"] for run in runs}) == len(runs) == 33
-    assert len({run["seed"] for run in runs[1:]}) == 32
-    assert {run["output_tokens"] for run in runs[1:]} == {OUTPUT_TOKENS}
+    rounds = [grid_runs(grid, repeats) for repeats in verify_vllm.ROUNDS]
+    for runs in rounds:
+        assert runs[0]["name"].startswith("warm-up")
+        asked = [(run["batch"], run["prompt_tokens"]) for run in runs[1:]]
+        assert sorted(asked) == sorted(2 * grid)
+        assert asked != sorted(asked)
+        assert {run["output_tokens"] for run in runs[1:]} == {OUTPUT_TOKENS}
+    everything = [run for runs in rounds for run in runs]
+    assert len({run["name"] for run in everything}) == len(everything) == 66
+    assert len({run["seed"] for runs in rounds for run in runs[1:]}) == 64
     calibrating = calibration_runs(Limits(max_tokens=512, max_seqs=32, max_length=1152))
     assert not {(run["batch"], run["prompt_tokens"]) for run in calibrating} & set(grid)
 

@@ -25,7 +25,13 @@ def make(folder: Path) -> Path:
     text = (profile / "profile.toml").read_text()
     lines = "\n".join(f"{name} = {value}" for name, value in SERVER.items())
     (profile / "profile.toml").write_text(f"{text}\n[server]\n{lines}\n")
-    run = {"grid": GRID, "repeats": 2, "output_tokens": OUTPUT, "max_num_seqs": 32, "max_num_batched_tokens": 512}
+    run = {
+        "grid": GRID,
+        "rounds": [[0], [1]],
+        "output_tokens": OUTPUT,
+        "max_num_seqs": 32,
+        "max_num_batched_tokens": 512,
+    }
     run |= {"max_model_len": 1152, "block_size": 128, "num_blocks": 1024}
     (folder / "run.json").write_text(json.dumps(run))
     served = read(folder)
@@ -69,6 +75,9 @@ def test_errors_are_ours_over_measured(made: Path) -> None:
     assert figures["batch latency"]["mean_abs_error"] == pytest.approx(1 - 1 / 1.01, rel=1e-6)
     assert figures["decode throughput"]["worst_error"] > 0
     assert figures["ttft"]["worst_error"] < 0
+    assert figures["batch latency"]["mean_abs_drift"] == pytest.approx(0.02, rel=1e-6)
+    assert figures["decode throughput"]["mean_abs_drift"] == pytest.approx(1 - 1 / 1.02, rel=1e-6)
+    assert "quieter" not in result["summary"]
     assert [(row["batch"], row["prompt"]) for row in result["figures"]["batches"]] == GRID
     assert guide_grid.run([made.parent])["figures"] == result["figures"]
 
@@ -84,6 +93,19 @@ def test_a_server_that_is_slower_than_predicted_fails(copy: Path) -> None:
     assert not result["passed"]
     assert result["figures"]["tiny"]["batch latency"]["mean_abs_error"] == pytest.approx(1 - 1 / 1.2 / 1.01, abs=1e-6)
     assert result["figures"]["tiny"]["ttft"]["mean_abs_error"] < 0.08
+
+
+def test_a_server_that_does_not_repeat_itself_is_said_to(copy: Path) -> None:
+    served = read(copy)
+    for batch, prompt in GRID:
+        real = measured(served, batch, prompt)
+        gap_s = batch / real.decode_tokens_per_s
+        for repeat, slower in enumerate((0.95, 1.05)):
+            write_result(served, batch, prompt, repeat, real.latency_s * slower, real.ttft_s, gap_s)
+    result = guide_grid.run([copy])
+    assert result["passed"]
+    assert "differ by 10.5%, 0.0%, 0.0% (over 8%: run it on a quieter machine)" in result["summary"]
+    assert result["figures"]["batches"][0]["batch latency drift"] == pytest.approx(1.05 / 0.95 - 1)
 
 
 def test_no_first_token_leaves_before_the_burst_is_in(made: Path) -> None:
