@@ -11,12 +11,13 @@ perfect part would bring, in this order:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from validation._inferencex_factors import Factors
+from validation._inferencex_factors import Factors, kernel_for
 from validation._inferencex_fit import fit_front
 from validation._inferencex_model import Prediction
 from validation._inferencex_rows import Row
@@ -28,7 +29,7 @@ def split(rows: Sequence[Row], predictions: dict[str, Prediction], factors: Fact
     if not pairs:
         return []
     now = _median(pairs, [factors.apply(row, base) for row, base in pairs])
-    exact = [row.tpot_s / base.tpot_s for row, base in pairs]
+    exact = [math.exp(kernel_for(row, base)) for row, base in pairs]
     stepped = [factors.apply_kernel(row, base, kernel) for (row, base), kernel in zip(pairs, exact, strict=True)]
     with_steps = _median(pairs, stepped)
     bases = [Factors().apply_kernel(row, base, kernel) for (row, base), kernel in zip(pairs, exact, strict=True)]

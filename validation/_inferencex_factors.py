@@ -10,6 +10,10 @@ architecture at a precision, and two of the framework's release, in general and 
 and go with releases. The others: framework on an architecture, on a kind of model, and with a model; of the front end
 also the release on a kind of model. All are drawn towards none, so that what a level cannot tell is left to the others.
 
+Rows with prompts and answers apart have factors of their own beside these, and one front end for all frameworks: two
+engines, a link and several frontends lie between the user and the first token. Theirs scale steps, not times: such a
+row is simulated again (`_inferencex_pooled`).
+
 `prompts` is what prefill kernels and their launches take beside decodes. `front` is what happens before the engine sees
 a request and between its first token and the client: HTTP, a burst of prompts to tokenise, results that land a step
 late, one event loop for all streams.
@@ -29,6 +33,7 @@ from validation._inferencex_recipes import recipe_of
 from validation._inferencex_rows import Row
 
 FILE = Path(__file__).with_name("inferencex_factors.json")
+POOLED = "in two pools"
 TERMS = ("per_request_s", "per_prompt_token_s", "per_stream_s", "per_stream_and_prompt_token_s", "steps")
 
 
@@ -48,19 +53,40 @@ class Factors:
     front: Mapping[str, float] = dataclasses.field(default_factory=dict)
     terms: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
+    def log_kernel(self, row: Row) -> float:
+        """The logarithm of the factor of a row's steps."""
+        return _sum(self.kernel, kernel_features(row))
+
     def apply(self, row: Row, base: Prediction) -> Prediction:
         """The prediction with the factors of its row."""
-        kernel = math.exp(_sum(self.kernel, kernel_features(row)))
-        return self.apply_kernel(row, base, kernel)
+        return self.apply_kernel(row, base, math.exp(self.log_kernel(row)))
+
+    def prompts_of(self, row: Row) -> float:
+        """The factor of a row's prompts."""
+        return math.exp(_sum(self.prompts, prompt_features(row)))
 
     def apply_kernel(self, row: Row, base: Prediction, kernel: float) -> Prediction:
         """The same with a given factor of the step times."""
         tpot = kernel * base.tpot_s
-        prompts = math.exp(_sum(self.prompts, prompt_features(row)))
+        prompts = self.prompts_of(row)
         front = math.exp(_sum(self.front, front_features(row)))
-        terms = self.terms.get(row.backend, (0.0,) * len(TERMS))
+        terms = self.terms.get(terms_key(row), (0.0,) * len(TERMS))
+        ttft, pooled = kernel * prompts * base.ttft_s, base.pooled
+        if pooled is not None:
+            pooled = pooled.scaled(kernel)
+            ttft, tpot = pooled.means(prompts)
         extra = sum(c * x for c, x in zip(terms, front_terms(row, tpot), strict=True))
-        return dataclasses.replace(base, tpot_s=tpot, ttft_s=kernel * prompts * base.ttft_s + front * extra)
+        return dataclasses.replace(base, tpot_s=tpot, ttft_s=ttft + front * extra, pooled=pooled)
+
+
+def kernel_for(row: Row, base: Prediction, prompts: float = 1.0) -> float:
+    """The log factor of the step times with which the row's TPOT is the measured one.
+
+    Where prompts and answers are apart, batches depend on both, `prompts` being the factor of prompts beside it.
+    """
+    if base.pooled is None:
+        return math.log(row.tpot_s / base.tpot_s)
+    return base.pooled.kernel_for(row.tpot_s, prompts)
 
 
 def _sum(known: Mapping[str, float], features: Iterable[str]) -> float:
@@ -83,7 +109,29 @@ def kernel_features(row: Row) -> list[str]:
         f"{row.backend} {row.release}",
         f"{row.backend} {row.release} with {row.family}",
     ]
-    return [*found, f"{row.backend} in two pools"] if row.is_disaggregated else found
+    return [*found, *pooled_kernel_features(row)] if row.is_disaggregated else found
+
+
+def pooled_kernel_features(row: Row) -> list[str]:
+    """Those of rows with prompts and answers apart, beside the others'."""
+    return _pooled(row, "decode_")
+
+
+def pooled_prompt_features(row: Row) -> list[str]:
+    """Those of rows with prompts and answers apart, beside the others'."""
+    return _pooled(row, "prefill_")
+
+
+def _pooled(row: Row, stage: str) -> list[str]:
+    by_rank = "by rank" if row.num_ways("attention_dp_size", stage) > 1 else "cut"
+    return [
+        POOLED,
+        f"{row.backend} {POOLED}",
+        f"{row.backend} {POOLED}, {by_rank}",
+        f"{row.backend} {POOLED}, {row.precision} on {row.gpu}",
+        f"{row.backend} {POOLED}, {row.precision}, {by_rank}",
+        f"{row.backend} {POOLED}, {by_rank} on {row.gpu}",
+    ]
 
 
 def prompt_features(row: Row) -> list[str]:
@@ -93,11 +141,13 @@ def prompt_features(row: Row) -> list[str]:
         f"{row.backend} with {row.family}",
         f"{row.backend} with {model_name(row)}",
     ]
-    return [*found, f"{row.backend} in two pools"] if row.is_disaggregated else found
+    return [*found, *pooled_prompt_features(row)] if row.is_disaggregated else found
 
 
 def front_features(row: Row) -> list[str]:
     """Which log factors scale a row's front end."""
+    if row.is_disaggregated:
+        return [f"{row.backend} {POOLED}"]
     found = [
         f"{row.backend} on {row.architecture}",
         f"{row.backend} with {row.family}",
@@ -105,9 +155,12 @@ def front_features(row: Row) -> list[str]:
         f"{row.backend} by {row.client}",
         f"{row.backend} {row.release} with {row.family}",
     ]
-    if row.is_disaggregated:
-        found.append(f"{row.backend} in two pools")
     return [*found, "speculation"] if recipe_of(row).speculative_tokens else found
+
+
+def terms_key(row: Row) -> str:
+    """Whose coefficients of TERMS a row's are."""
+    return POOLED if row.is_disaggregated else row.backend
 
 
 def front_terms(row: Row, tpot_s: float) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +38,17 @@ from plimsoll.perf.roofline import Roofline
 from plimsoll.perf.silicon import Silicon, SiliconOptions
 from plimsoll.planner.sizing import engine_config
 from validation._inferencex_launch import LaunchedPrompts
-from validation._inferencex_pools import Pools, simulate_pools
+from validation._inferencex_pooled import PooledRun
+from validation._inferencex_pools import Pools
 from validation._inferencex_recipes import Recipe, recipe_of
 from validation._inferencex_rows import Row, number
+from validation._inferencex_seats import recipe_for, seats_of
 from validation._inferencex_serve import ApiServer, serve
 
-PROMPTS_PER_USER = 10
 MOST_REQUESTS = 3000
-MOST_POOLED, FEWEST_TURNS = 2000, 2
 SHORTEST = 0.8
 MEMORY_BUDGET_TOKENS = 8192
+ACCEPTED = 0.52  # of drafts, each if the one before was: what `accepted_tokens` of one and of three come to
 POLICIES = Path(__file__).with_name("_policies")
 MEAN_LENGTH = (1 + SHORTEST) / 2
 
@@ -59,12 +61,22 @@ class Prediction:
         ttft_s, tpot_s: seconds.
         method: ``simulated`` or ``two pools``.
         source: the weakest source of the step times.
+        pooled: what to simulate again with other steps; None where prompts and answers share GPUs.
     """
 
     ttft_s: float
     tpot_s: float
     method: str
     source: Source
+    pooled: PooledRun | None = None
+
+    def again(self, prompts: float) -> Prediction:
+        """The same where prompts take so many times as long, simulated again where there is something to simulate."""
+        if self.pooled is None:
+            return dataclasses.replace(self, ttft_s=prompts * self.ttft_s)
+        pooled = self.pooled.slower_prompts(prompts)
+        ttft_s, tpot_s = pooled.means()
+        return dataclasses.replace(self, ttft_s=ttft_s, tpot_s=tpot_s, pooled=pooled)
 
 
 @functools.cache
@@ -207,41 +219,42 @@ def _drafting(row: Row, steps: Roofline | Silicon, recipe: Recipe) -> float:
 
 
 def _two_pools(row: Row) -> Prediction:
-    """Both pools under the client's closed loop (`_inferencex_pools`), its last turns standing for those left out."""
-    recipe, users = recipe_of(row), row.concurrency
-    turns = max(FEWEST_TURNS, min(PROMPTS_PER_USER, -(-MOST_POOLED // users)))
-    low, high = int(SHORTEST * row.output_tokens), row.output_tokens
-    output = np.random.default_rng(0).integers(low, high + 1, turns * users).tolist()
-    ttft_s, tpot_s = simulate_pools(_pools(row, recipe), output, users)
-    by_turn = ttft_s.reshape(turns, users).mean(axis=1)
-    left_out = (PROMPTS_PER_USER - turns) * by_turn[1:].mean()
-    ttft = float((by_turn.sum() + left_out) / PROMPTS_PER_USER)
-    return Prediction(ttft_s=ttft, tpot_s=float(tpot_s.mean()), method="two pools", source=Source.ASSUMED)
+    """Both pools under the client's closed loop (`_inferencex_pooled`)."""
+    recipe = recipe_of(row)
+    pooled = PooledRun(
+        pools=_pools(row, recipe),
+        users=row.concurrency,
+        output_tokens=row.output_tokens,
+        shortest_frac=recipe.shortest_frac,
+    )
+    ttft_s, tpot_s = pooled.means()
+    return Prediction(ttft_s=ttft_s, tpot_s=tpot_s, method="two pools", source=Source.ASSUMED, pooled=pooled)
 
 
 def _pools(row: Row, recipe: Recipe) -> Pools:
-    """What the columns say of both pools; seats are as many as it takes for all users."""
-    mixture, spec = is_mixture(row), model_of(row.model)
+    """What the columns and the public recipes say of both pools."""
+    mixture, spec, share = is_mixture(row), model_of(row.model), (1 + recipe.shortest_frac) / 2
     first, second = row.cut("prefill_", is_mixture=mixture), row.cut("decode_", is_mixture=mixture)
     num_first, num_second = (max(1, number(row.fields[f"{s}_num_workers"])) for s in ("prefill", "decode"))
     prefill, decode = _steps(row, first, recipe), _steps(row, second, recipe)
-    prompt, output = MEAN_LENGTH * row.prompt_tokens, MEAN_LENGTH * row.output_tokens
+    prompt, output = share * row.prompt_tokens, share * row.output_tokens
     cache_bytes = counting.kv_bytes_per_token(spec, KV_BITS[recipe.kv_precision] / 8) * prompt
-    launch_s = recipe.prompt_launch_s * spec.num_layers
-
-    @functools.cache
-    def prompts_s(num: int) -> float:
-        # Ranks step together: those without a prompt wait for the others.
-        return max(_prefill_s(prefill, prompt, -(-num // first.dp) * first.dp), launch_s)
-
+    launch_s, together = recipe.prompt_launch_s * spec.num_layers, max(1, int(MEMORY_BUDGET_TOKENS // prompt))
+    seats, known = seats_of(row), recipe_for(row)
+    drafts, answers = known.drafts if known else 0, range(1, min(seats, row.concurrency) + 1)
+    share_read = recipe.latent_read_frac if row.family == "latent" and second.dp > 1 else 1.0
+    answering = functools.partial(_decode_s, decode, prompt + output / 2, share_read)
+    # Ranks step together: those without a prompt wait for the others.
+    steps = [max(_prefill_s(prefill, prompt, num * first.dp), launch_s) for num in range(1, together + 1)]
     return Pools(
         num_prompt_workers=num_first,
         num_answer_workers=num_second,
-        prompts_per_step=first.dp * max(1, int(MEMORY_BUDGET_TOKENS // prompt)),
-        seats=-(-row.concurrency // num_second),
-        prompts_s=prompts_s,
-        token_s=functools.cache(lambda num: _decode_s(decode, num, prompt + output / 2)),
+        prompts_per_step=first.dp * together,
+        seats=seats,
+        prompts_s=[0.0, *(steps[(num - 1) // first.dp] for num in range(1, first.dp * together + 1))],
+        token_s=[0.0, *(_answers_s(answering, num, drafts, drafts / spec.num_layers) for num in answers)],
         transfer_s=cache_bytes / load_accelerator(row.gpu).inter_node_bytes_per_s / max(1, first.tp),
+        num_frontends=recipe.num_frontends,
     )
 
 
@@ -254,5 +267,17 @@ def _prefill_s(steps: Roofline | Silicon, prompt: float, num: int) -> float:
     return steps.step_s(int(num * prompt), num, pairs, 0, num, 0, 0)
 
 
-def _decode_s(steps: Roofline | Silicon, batch: int, length: float) -> float:
-    return steps.step_s(0, 0, 0, 0, 0, batch, batch * _weighted(steps, length))
+def _answers_s(step_s: Callable[[int, int], float], batch: int, drafts: int, drafting: float) -> float:
+    """A token of answers, from steps of so many rows and sequences.
+
+    A step that verifies drafts has a row for each, made with a layer of their own (`drafting` of a step), and yields
+    those that are accepted.
+    """
+    yielded = sum(ACCEPTED**number for number in range(drafts + 1))
+    return (step_s(batch * (1 + drafts), batch) + drafting * step_s(batch, batch)) / yielded
+
+
+def _decode_s(steps: Roofline | Silicon, length: float, share_read: float, rows: int, sequences: int) -> float:
+    """A step of answers, whose reads of the cache take `share_read` of what the step model says."""
+    step_s = steps.step_s(0, 0, 0, 0, 0, rows, sequences * _weighted(steps, length))
+    return step_s - (1 - share_read) * (step_s - steps.step_s(0, 0, 0, 0, 0, rows, 0))

@@ -47,6 +47,8 @@ class Recipe:
     shortest_frac: float = 0.8
     mixed_chunk: bool = False
     prompt_launch_s: float = 0.0
+    num_frontends: int = 10
+    latent_read_frac: float = 1.0
 
     @property
     def held_tokens(self) -> int:

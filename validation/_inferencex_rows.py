@@ -2,7 +2,8 @@
 
 The layout columns are not all to be taken literally (the ids of the same rows say so): where tensor and expert ways
 were multiplied (``tp 64, moe 8×8`` is TP 8 with EP 8), they are divided again, and ``agg`` rows of 12 to 72 GPUs are
-totals of wider deployments, approximated by data-parallel attention over the next smaller power of two.
+totals of wider deployments: those of public recipes with prompts and answers apart get their layout
+(`with_total_read`), others are approximated by data-parallel attention over the next smaller power of two.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InputError
+from validation._inferencex_seats import with_total_read
 
 GPUS = {
     "h100_sxm": "H100-SXM",
@@ -182,10 +184,18 @@ def read_rows(path: Path) -> list[Row]:
         found = []
         for line, fields in enumerate(csv.DictReader(file), 2):
             try:
-                found.append(_row(fields))
+                found.append(with_total_read(_row(fields)))
             except (KeyError, ValueError) as error:
                 raise InputError(f"{path.name} line {line}", str(error)[:60], "see silicon_sample.csv") from error
     return found
+
+
+def _seated(fields: dict[str, str]) -> int:
+    """Requests in flight where the row does not say: a batch of every rank that answers."""
+    if fields["mode"] == "agg":
+        return number(fields["batch_size"])
+    ranks = max(1, number(fields["decode_attention_dp_size"]))
+    return number(fields["decode_batch_size"]) * number(fields["decode_num_workers"]) * ranks
 
 
 def _row(fields: dict[str, str]) -> Row:
@@ -206,7 +216,7 @@ def _row(fields: dict[str, str]) -> Row:
         gpu=GPUS[fields["system"]],
         backend=fields["backend"],
         precision=PRECISIONS[fields["gemm_quant_mode"]],
-        concurrency=max(1, int(asked.group(1)) if asked else number(fields["batch_size"])),
+        concurrency=max(1, int(asked.group(1)) if asked else _seated(fields)),
         prompt_tokens=number(fields["isl"]),
         output_tokens=number(fields["osl"]),
         ttft_s=float(fields["silicon_ttft_ms"]) / 1e3,

@@ -27,6 +27,7 @@ ANSWERED, TPOT, TTFT = 0.90, 0.10, 0.20
 # AIConfigurator on all 5,221 rows, incomplete ones included: quoted. `aiconfigurator` holds what was measured here.
 PEER = {"tpot_median_abs_error": 0.18, "ttft_median_abs_error": 0.50, "answered_frac": 0.42}
 DEFAULT_DATA = True
+MOST_RANKS = 8  # of a deployment whose columns hold its layout
 Errors = list[tuple[Row, float, float]]
 
 
@@ -173,7 +174,7 @@ def _split(errors: Errors, key: Callable[[Row], str]) -> dict[str, Any]:
 def _causes(errors: Errors) -> dict[str, Any]:
     """Where the judged error lies: rows that a column would explain if there were one, and the rest."""
     causes: dict[str, Callable[[Row], bool]] = {
-        "wide layouts given as totals": lambda row: row.fields["system"] == "gb200" and not row.is_disaggregated,
+        "layouts told by a total and a public recipe": lambda row: row.num_ways("tp_size") > MOST_RANKS,
         "disaggregated: two pools": lambda row: row.is_disaggregated,
         "another client": lambda row: row.client == "other",
         "speculation told by image and date": lambda row: recipe_of(row).speculative_tokens > 0,

@@ -15,7 +15,7 @@ from plimsoll.core.errors import InputError
 from plimsoll.core.source import Source
 from validation._inferencex_causes import repetition, split
 from validation._inferencex_factors import Factors, front_features, front_terms, kernel_features, load_factors
-from validation._inferencex_fit import _FrontProblem, document, fit, what_runs
+from validation._inferencex_fit import GRID, _FrontProblem, document, fit, what_runs
 from validation._inferencex_model import Prediction, predict
 from validation._inferencex_peer import ask, beside, key, table
 from validation._inferencex_rows import LAYOUT, Row, layout, read_rows
@@ -187,13 +187,14 @@ def test_written_factors_are_read_again(tmp_path: Path) -> None:
 def test_the_gradient_of_the_fit_is_that_of_its_loss() -> None:
     rng = np.random.default_rng(0)
     problem = _FrontProblem(
-        base=rng.uniform(0.1, 1, 12),
+        tables=np.sort(rng.uniform(-2, 1, (12, len(GRID))), axis=1),
         size=rng.uniform(0, 1, (12, 5)),
         measured=rng.uniform(0.1, 2, 12),
         which=rng.integers(0, 2, 12),
         num_frameworks=2,
         prompts=rng.integers(0, 2, (12, 3)).astype(float),
         front=rng.integers(0, 2, (12, 4)).astype(float),
+        prompts_penalty=20.0,
     )
     x = rng.normal(size=10 + 3 + 4) / 3
     _, gradient, curvature = problem.loss(x)
