@@ -1,12 +1,15 @@
 """Speed of clusters: what routers, pools and ranks cost beside one replica with as many requests.
 
     python benchmarks/cluster_speed.py [--trace FILE] [--requests 10000] [--repeats 7] [--only least-loaded,distserve …]
+                                       [--asynchronous]
 
 Llama-2-7B on A100-SXM-80GB, token budget 512, 128 seats, Poisson arrivals, lengths as in ``engine_speed.py``. One
 replica at 2 and 6 requests/s, then eight replicas at eight times the rate behind every router: the ratio is the
 processor time of eight to that of one, for the same number of requests. Then prefill and decode pools of one and one at
 the plain rate and of four and four at eight times it, and four data-parallel ranks in lockstep beside one pool of their
 size. Workloads and step models are made before the clock starts.
+
+With ``--asynchronous`` the one replica and those behind routers schedule a step before the results of the last are in.
 
 All rows of a rate take turns, so that a busy machine slows them alike; each figure is the best of the repetitions.
 
@@ -33,6 +36,7 @@ from plimsoll.engine.bridge import Bridge
 from plimsoll.engine.disaggregated import Machine
 from plimsoll.engine.following import Course
 from plimsoll.engine.lane import Lane
+from plimsoll.engine.late import LateReplica
 from plimsoll.engine.outlook import Outlook
 from plimsoll.engine.plugins import list_plugins
 from plimsoll.engine.replica import Replica
@@ -41,6 +45,7 @@ LINK = {"transfer_s_per_token": 2e-5, "transfer_latency_s": 8e-3}
 ALONE = "one replica"
 COUNTED: list[tuple[type, str, str]] = [
     (Replica, "advance", "times a replica is turned to"),
+    (LateReplica, "advance", "times a replica is turned to"),
     (Outlook, "turn", "times a replica is turned to"),
     (Course, "turn", "times a replica is turned to"),
     (Lane, "decode", "stretches of decode steps"),
@@ -51,6 +56,7 @@ COUNTED: list[tuple[type, str, str]] = [
 WHY = {
     "least-pending-tokens": "what is left on every replica changes in each step: it is foretold where all decode, but "
     "a prompt takes two more turns, and the closest of eight have to be told apart at every arrival",
+    "late, tokens": "late replicas are run up to every arrival, as what is left changes in each step",
     "least-loaded": "each end of a request has to be noticed before the next arrival is routed, so steps are run in "
     "pieces: some thirty more lines of Python per request than behind a router that does not look",
     "power-of-two": "as least-loaded, of two replicas",
@@ -59,18 +65,21 @@ WHY = {
     "swapped out",
     "splitwise": "far too much load: prompts queue with their memory set aside, so steps are small and many",
 }
+LATE = {"least-pending-tokens": "late, tokens"}
 Row = tuple[str, str, EngineConfig, Workload]
 
 
-def rows_of(trace: str | None, requests: int, rate: float, only: list[str]) -> list[Row]:
+def rows_of(trace: str | None, requests: int, rate: float, only: list[str], asynchronous: bool) -> list[Row]:
     """(label, what it is an example of, engine, workload) of everything that is measured at a rate of one replica."""
     one = config(128)
+    if asynchronous:
+        one = dataclasses.replace(one, options={"async_scheduling": True})
     alone, eightfold = draw(trace, requests, rate), draw(trace, requests, 8 * rate)
     rows: list[Row] = [
         (f"8 replicas, {router}", router, dataclasses.replace(one, replicas=8, router=router), eightfold)
         for router in list_plugins("plimsoll.engine.routers")
     ]
-    for policy in list_plugins("plimsoll.engine.clusters"):
+    for policy in () if asynchronous else list_plugins("plimsoll.engine.clusters"):
         for each, workload in ((1, alone), (4, eightfold)):
             pools = {"prefill": each, "decode": each, **LINK}
             engine = dataclasses.replace(one, policy=policy, replicas=2 * each, options=pools)
@@ -124,6 +133,8 @@ def explain(row: Row) -> None:
     with counting(calls):
         simulate(workload, engine, roofline())
     kinds = dict.fromkeys(words for _, _, words in COUNTED if calls[words])
+    if engine.options.get("async_scheduling"):
+        kind = LATE.get(kind, kind)
     listed = ", ".join(f"{calls[words] / len(workload):.1f} {words}" for words in kinds)
     print(f"      a request takes {listed}: {WHY.get(kind, '?')}")
 
@@ -135,11 +146,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="", help="routers and engines, separated by commas; all by default")
+    parser.add_argument("--asynchronous", action="store_true", help="the engines take their results one step late")
     options = parser.parse_args()
     found = Path(os.environ.get("PLIMSOLL_DATA", "../shared/data")) / TRACE
     trace = options.trace or (str(found) if found.exists() else None)
     for rate, wanted in ((2.0, 30_000), (6.0, 80_000)):
-        rows = rows_of(trace, options.requests, rate, [name for name in options.only.split(",") if name])
+        only = [name for name in options.only.split(",") if name]
+        rows = rows_of(trace, options.requests, rate, only, options.asynchronous)
         best = best_of(rows, options.repeats)
         alone_s, steps = best[ALONE]
         print(f"one replica at {rate:g} req/s: {options.requests / alone_s:,.0f} requests/s, {steps:,} steps")

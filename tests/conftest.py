@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("plimsoll", suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("plimsoll")  # how fast examples are drawn is the machine's affair, not the test's
 
+os.environ["PLIMSOLL_CACHE"] = "off"  # tests leave nothing in anybody's home, and find nothing there
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -29,6 +29,7 @@ class Row:
     arrival_s: float = math.nan
     scheduled_s: float = math.nan
     cached: int = 0
+    hit: int = 0
     decodes: bool = False
     reserved_tokens: int = 0
     times_s: list[float] = dataclasses.field(default_factory=list)
@@ -135,10 +136,20 @@ class NaiveReplica:
     def step(self) -> list[int]:
         """One step, or a sleep; returns whose answer is complete."""
         self.now_s = self.next_step_s()
+        self.take_arrivals()
+        begun = self.begin()
+        if begun is None:
+            return []
+        return self.end(*begun)
+
+    def take_arrivals(self) -> None:
         while self.arriving and self.arriving[0].arrival_s <= self.now_s:
             row = self.arriving.pop(0)
             self.rows[row.number] = row
             self.enqueue(row.number, len(self.waiting))
+
+    def begin(self) -> tuple[Any, list[int], float] | None:
+        """The plan, who decodes, and how long the step takes; None where nobody works."""
         plan = self.policy.plan(self)
         for number, mode, place in plan.evict:
             self.evict(number, mode, place)
@@ -160,7 +171,7 @@ class NaiveReplica:
         if not plan.chunks and not decoding and not plan.unusual:
             self.wake_s = max(plan.until_s, self.now_s)
             assert self.next_step_s() > self.now_s
-            return []
+            return None
         self.wake_s = 0.0
         for number, _ in plan.chunks:
             if number in self.waiting:
@@ -168,6 +179,10 @@ class NaiveReplica:
         seconds = self.seconds(plan, decoding)
         if moved:
             seconds += moved * self.policy.swap_block_s
+        return plan, decoding, seconds
+
+    def end(self, plan: Any, decoding: list[int], seconds: float) -> list[int]:
+        """Hand out the tokens of a step; returns whose answer is complete."""
         self.now_s += seconds
         self.steps_since_prefill += bool(decoding)
         if plan.chunks:
@@ -189,8 +204,8 @@ class NaiveReplica:
         if self.policy.keyed:
             self.waiting.sort(key=lambda i: (self.policy.key(self, i), i))
 
-    def count(self, event: str) -> None:
-        self.events[event] = self.events.get(event, 0) + 1
+    def count(self, event: str, times: int = 1) -> None:
+        self.events[event] = self.events.get(event, 0) + times
 
     def admit(self, number: int) -> None:
         row = self.rows[number]
@@ -287,11 +302,15 @@ class NaiveReplica:
 
 
 def naive_general(
-    workload: Workload, config: EngineConfig, model: StepModel, duration_s: float = math.inf
+    workload: Workload,
+    config: EngineConfig,
+    model: StepModel,
+    duration_s: float = math.inf,
+    kind: type[NaiveReplica] = NaiveReplica,
 ) -> tuple[dict[int, dict[str, Any]], dict[str, int]]:
     """Facts by request that was sent, and how often what happened. Round robin, or one replica in a closed loop."""
     requests = Requests(workload, config.max_model_len)
-    replicas = [NaiveReplica(requests, config, model) for _ in range(config.replicas)]
+    replicas = [kind(requests, config, model) for _ in range(config.replicas)]
     welcome = replicas[0].policy.accepts(requests, config)
     accepted = [
         i
@@ -332,6 +351,7 @@ def _facts(row: Row, duration_s: float) -> dict[str, Any]:
     return {
         "arrival_s": row.arrival_s,
         "scheduled_s": row.scheduled_s,
+        "hit": row.hit,
         "times_s": times_s,
         "finished": len(times_s) == row.output,
         "rejected": row.output < 0,

@@ -80,20 +80,31 @@ class NaivePipeline(NaiveReplica):
         end_s, index, receivers = self.flights.pop(0)
         self.now_s = max(self.now_s, end_s)
         self.running = self.groups[index]
+        self.completed([number for number in receivers if number in self.completing])
         for number in receivers:
             row = self.rows[number]
             row.decodes = True
             self.completing.discard(number)
             row.times_s.append(end_s)
-            if len(row.times_s) == row.output:
-                self.running.remove(number)
-                self.policy.released(self, number)
+        finished = [number for number in receivers if len(self.rows[number].times_s) == self.rows[number].output]
+        self.ended(finished)
+        for number in finished:
+            self.running.remove(number)
+            self.policy.released(self, number)
+
+    def completed(self, numbers: list[int]) -> None:
+        """The prompts of these are complete."""
+
+    def ended(self, numbers: list[int]) -> None:
+        """These have their last token."""
 
 
-def naive_general_pipeline(workload: Workload, config: EngineConfig, model: StepModel) -> dict[int, dict[str, Any]]:
+def naive_general_pipeline(
+    workload: Workload, config: EngineConfig, model: StepModel, kind: type[NaivePipeline] = NaivePipeline
+) -> dict[int, dict[str, Any]]:
     """Facts by request. Open loop, one replica, everything drained."""
     requests = Requests(workload, config.max_model_len)
-    replica = NaivePipeline(requests, config, model)
+    replica = kind(requests, config, model)
     welcome = replica.policy.accepts(requests, config)
     rows = {}
     for i in range(len(workload)):

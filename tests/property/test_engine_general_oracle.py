@@ -67,6 +67,9 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "trtllm": {
         "capacity_scheduler_policy": ["guaranteed-no-evict", "MAX_UTILIZATION", "max-utilization"],
         "enable_chunked_context": [False, True],
+        "enable_block_reuse": [True, False],
+        "enable_partial_reuse": [True, False],
+        "cache_own_blocks": [False],  # with blocks that are found: test_engine_reuse_oracle.py
     },
     "tgi": {
         "waiting_served_ratio": [0.0, 0.3, 1.2],

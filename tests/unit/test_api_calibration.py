@@ -94,6 +94,8 @@ def test_the_file_carries_over_to_simulate_and_capacity(measured: Path) -> None:
         ({"factors": {"compute": 1e9}}, "between 0.05 and 20"),
         ({"factors": {"per_step_s": -1.0}}, "between 0 and 60"),
         ({"surprise": 1}, "surprise"),
+        ({"host_time": 3}, "run plimsoll calibrate again"),
+        ({"error_before": 0.1, "error_after": 0.2}, r"10.0% without, 20.0% with it"),
     ],
 )
 def test_a_calibration_for_something_else_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -115,6 +117,77 @@ def test_other_circumstances_are_said(tmp_path: Path) -> None:
     file.write_text(calibration_text(circumstances={"tp": 4, "engine": "vllm-v1"}), encoding="utf-8")
     notes = simulate(**GIVEN, **LOAD, rate_per_s=1.0, calibration=str(file)).notes
     assert any("measured with tp 4 (here 1)" in note for note in notes)
+
+
+VLLM = {"name": "vllm-v1", "api_server": "", "engine_version": ""}
+
+
+@pytest.fixture
+def host_time() -> dict[str, object]:
+    """As a fit beside vLLM's own host time records it."""
+    document = simulate(**GIVEN, **LOAD, rate_per_s=1.0).to_json_dict()
+    found = document["sources"]["host_time"]
+    seconds = {name: value for name, value in found.items() if name.endswith("_s")}
+    assert seconds  # vLLM's steps take some
+    return {**VLLM, "seconds": seconds, "engine_version": document["deployment"]["engine_version"]}
+
+
+def notes_with(tmp_path: Path, changes: dict[str, object], **fields: object) -> tuple[str, ...]:
+    file = tmp_path / "c.json"
+    file.write_text(calibration_text(**changes), encoding="utf-8")
+    return simulate(**GIVEN, **LOAD, rate_per_s=1.0, calibration=str(file), **fields).notes  # type: ignore[arg-type]
+
+
+def test_the_same_host_time_goes_without_saying(tmp_path: Path, host_time: dict[str, object]) -> None:
+    assert not any("host time" in note for note in notes_with(tmp_path, {"host_time": host_time}))
+
+
+def test_seconds_beyond_another_host_time_are_refused(tmp_path: Path, host_time: dict[str, object]) -> None:
+    for overheads in ("none", "vllm-v1-sync", "api-server-vllm"):
+        with pytest.raises(InputError, match="its per-request was fitted beside the host time vllm-v1, here it is"):
+            notes_with(tmp_path, {"host_time": host_time}, overheads=overheads)
+    other = {**host_time, "seconds": {"per_step_s": 0.5}}
+    with pytest.raises(InputError, match=r"vllm-v1 \(per_step_s 0.5\), here it is vllm-v1 \(per_step_s"):
+        notes_with(tmp_path, {"host_time": other})
+
+
+def test_ratios_beside_another_host_time_are_said(tmp_path: Path, host_time: dict[str, object]) -> None:
+    ratios = {"host_time": host_time, "factors": {"compute": 2.0}}
+    said = "the calibration was fitted beside the host time vllm-v1 (here none)"
+    assert said in notes_with(tmp_path, ratios, overheads="none")
+    elsewhere = {"host_time": host_time, "circumstances": {"engine": "sglang", "tp": 1}}
+    assert said in notes_with(tmp_path, elsewhere, overheads="none")  # of another engine, which is said as well
+
+
+def test_files_that_do_not_say_are_said(tmp_path: Path) -> None:
+    said = "the calibration does not say beside which host time its per-request holds"
+    assert said in notes_with(tmp_path, {})
+    assert said not in notes_with(tmp_path, {"factors": {"compute": 2.0}})
+
+
+def test_another_engine_version_is_said(tmp_path: Path, host_time: dict[str, object]) -> None:
+    older = {"host_time": {**host_time, "engine_version": "0.1.0"}}
+    assert any("fitted for vllm-v1 0.1.0 (here" in note for note in notes_with(tmp_path, older))
+
+
+def test_what_is_written_says_its_host_time(measured: Path, host_time: dict[str, object]) -> None:
+    answer = calibrate(results=results(measured), **GIVEN)
+    assert answer.calibration.host_time == host_time
+    file = measured / "c.json"
+    file.write_text(to_text(answer.calibration), encoding="utf-8")
+    assert read_calibration(str(file)).host_time == host_time
+    synchronous = calibrate(results=results(measured), **GIVEN, engine="vllm-v1,async_scheduling=false")
+    assert synchronous.calibration.host_time["name"] == "vllm-v1-sync"
+
+
+def test_plan_looks_at_the_host_time_of_its_engines(tmp_path: Path, host_time: dict[str, object]) -> None:
+    file = tmp_path / "h100.json"
+    file.write_text(calibration_text(host_time=host_time), encoding="utf-8")
+    fields = {"model": "Llama-3.1-8B", "prompt_tokens": 300, "output_tokens": 40, "gpus": "H100-SXM:1", "tp": "1",
+              "token_budgets": "2048", "ttft_ms": 1000.0, "calibration": str(file), "top": 1}  # fmt: skip
+    assert not any("beside the host time" in note for note in plan(**fields).result.notes)
+    with pytest.raises(InputError, match="fitted beside the host time vllm-v1, here it is none"):
+        plan(**fields, overheads="none")
 
 
 def test_round_trip(tmp_path: Path) -> None:

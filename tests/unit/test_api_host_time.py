@@ -72,12 +72,32 @@ def test_the_memory_share_is_the_versions_own() -> None:
 def test_pipeline_stages_stay_synchronous_because_they_are_simulated_so() -> None:
     facts = load_engine("vllm-v1")
     assert with_option_defaults({}, "vllm-v1", facts, Parallelism(pp=2)) == {}
-    assert with_option_defaults({}, "vllm-v1", facts, Parallelism(dp=2, ep=2)) == {}
+    assert with_option_defaults({}, "vllm-v1", facts, Parallelism(dp=2, ep=2)) == {"async_scheduling": True}
     assert with_option_defaults({}, "vllm-v1", facts, Parallelism()) == {"async_scheduling": True}
+    for version, told in (("0.14", {"async_scheduling": False}), ("0.15.1", {"async_scheduling": False}), ("0.16", {})):
+        assert with_option_defaults({}, "vllm-v1", load_engine(f"vllm-v1@{version}"), Parallelism(pp=2)) == told
+    asked = {"async_scheduling": False}
+    assert with_option_defaults(asked, "vllm-v1", facts, Parallelism(pp=2)) == asked
     old = load_engine("vllm-v1@0.11")
     assert with_option_defaults({}, "vllm-v1", old, Parallelism(pp=2)) == {"async_scheduling": False}
     assert with_option_defaults({}, "vllm-v1", old, Parallelism(dp=2, ep=2)) == {"async_scheduling": False}
     assert with_option_defaults({}, "orca", facts, Parallelism()) == {}
+
+
+def test_host_time_with_stages_is_that_of_the_way_the_version_schedules_them() -> None:
+    today, first = run(pp=2), run(pp=2, engine="vllm-v1@0.14")
+    assert host_time(today)["name"] == "vllm-v1"
+    assert any("pipeline stages: as of asynchronous scheduling" in note for note in today.notes)
+    assert host_time(first)["name"] == "vllm-v1-sync"
+    assert host_time(first)["per_sequence_s"] == load_overheads("vllm-v1-sync").per_sequence_s / 2
+    assert any("once on the way through all of them" in note for note in first.notes)
+    assert first.metrics.tpot_s.mean > today.metrics.tpot_s.mean
+    named = run(pp=2, overheads="vllm-v1-sync")
+    assert host_time(named)["per_sequence_s"] == load_overheads("vllm-v1-sync").per_sequence_s, "as asked for"
+    (borrowed,) = choose_host_time("orca", {}, None, 2).notes
+    assert borrowed.startswith("the host time of orca"), (
+        "how vLLM's scheduler goes through stages says nothing of others"
+    )
 
 
 @pytest.mark.parametrize("engine", ["sglang", "trtllm", "tgi", "llamacpp", "vllm-v0", "orca", "sarathi-serve"])

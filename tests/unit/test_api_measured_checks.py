@@ -179,6 +179,37 @@ def test_a_fit_that_stays_far_off_is_not_to_be_used(
     assert capsys.readouterr().out.startswith("Do not use it: still too far off: ")
 
 
+def test_factors_of_no_use_are_not_kept(rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = written(tmp_path, times(rows, lambda s: 30 * s)), tmp_path / "kept"
+    assert main(["calibrate", file, *FLAGS, "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert sorted(path.name for path in out.iterdir()) == ["result.json", "scenario.yaml"]
+    said = printed.err.strip().splitlines()
+    assert len(said) == 1
+    assert "calibration.json is not written: " in said[0]
+    assert "is too far (usable: up to 25%)" in said[0]
+    assert json.loads((out / "result.json").read_text())["refusal"] in said[0]
+    (out / "calibration.json").write_text("of another day")
+    assert main(["calibrate", file, *FLAGS, "--out", str(out), "--json"]) == 1
+    assert "an earlier run's" in capsys.readouterr().err
+    assert (out / "calibration.json").read_text() == "of another day"
+
+
+def test_why_factors_are_of_no_use(rows: list[Row], tmp_path: Path) -> None:
+    answer: CalibrationResult = calibrate(results=written(tmp_path, times(rows, lambda s: 3 * s)), **GIVEN)
+    assert answer.refusal is None
+    run = next(iter(answer.fit.before))
+
+    def with_error(after: float, values: dict[str, float]) -> CalibrationResult:
+        fit = dataclasses.replace(answer.fit, values=values, before={run: {"e2e": 0.1}}, after={run: {"e2e": after}})
+        return dataclasses.replace(answer, fit=fit)
+
+    assert with_error(0.1, {}).refusal == "the data carries no factor"
+    worse = with_error(0.2, {"compute": 2.0}).refusal
+    assert worse == "its factors do not help what was held back (10.0% before, 20.0% after)"
+    assert with_error(0.05, {"compute": 2.0}).refusal is None
+
+
 def test_what_is_usable_follows_the_step_models_band(rows: list[Row], tmp_path: Path) -> None:
     answer: CalibrationResult = calibrate(results=written(tmp_path, rows), **GIVEN)
     facts = answer.resolved.step_model_facts

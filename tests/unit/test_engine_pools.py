@@ -295,7 +295,8 @@ def test_a_prompt_that_needs_no_more_than_a_token_keeps_no_room() -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_pools_share_their_options_and_have_some_of_their_own(name: str) -> None:
     shared = list(plugins.option_defaults(PooledEngine))
-    assert shared == ["prefill", "decode", "transfer_s_per_token", "transfer_latency_s"]
+    caches = ["prefix_cache", "decode_prefix_cache", "prefix_aware"]
+    assert shared == ["prefill", "decode", "transfer_s_per_token", "transfer_latency_s", *caches]
     own = list(plugins.option_defaults(plugins.load_plugin(CLUSTERS, name, "--engine")))
     assert own[: len(shared)] == shared
     assert len(own) > len(shared)

@@ -238,3 +238,54 @@ def test_whoever_watches_sees_who_gave_way() -> None:
     seen = simulate(workload(*CROWDED), config, OneSecond(), observer=watcher)
     assert watcher.gone == [1]
     assert seen.preemptions.tolist() == [0, 1]
+
+
+# -- data-parallel ranks -------------------------------------------------------------------------------------------
+
+
+def test_requests_go_to_the_ranks_in_turn_and_the_slowest_counts_for_all() -> None:
+    model = OneSecond()
+    seen = run(workload((0.0, 5, 3), (0.0, 7, 2), (1.5, 4, 2)), model, ranks=2)
+    assert times(seen, 0) == [1.0, 2.0, 4.0]  # the third is in its rank, and its prompt runs alone
+    assert times(seen, 1) == [1.0, 2.0]
+    assert times(seen, 2) == [3.0, 4.0]
+    assert (10, 2, 30, 0, 2, 0, 0) in model.passes, "a step of the first rank costs as if both had its rows"
+
+
+def test_decodes_of_one_rank_go_on_beside_prompts_of_another() -> None:
+    seen = run(workload((0.0, 5, 5), (1.5, 5, 2)), ranks=2)
+    assert times(seen, 0) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert times(seen, 1) == [3.0, 4.0]
+
+
+def test_ranks_share_a_chunk_that_is_asked_for() -> None:
+    seen = run(workload((0.0, 8, 1)), ranks=2, chunked_prefill_size=8)
+    assert times(seen, 0) == [2.0]
+    with pytest.raises(InputError, match="each of the 2 ranks"):
+        run(workload((0.0, 8, 1)), ranks=2, block_size=4, chunked_prefill_size=12)
+    assert times(run(workload((0.0, 8, 1)), chunked_prefill_size=8), 0) == [1.0]
+
+
+def test_the_first_ratio_of_ranks_is_lower() -> None:
+    config = EngineConfig(num_blocks=10, policy="sglang")
+    assert Sglang(config).ratio.now == pytest.approx(0.7)
+    assert Sglang(dataclasses.replace(config, ranks=4)).ratio.now == pytest.approx(0.21)
+
+
+def test_a_full_rank_whose_requests_all_ended_waits_a_step_for_the_others() -> None:
+    # one seat each: after the first request of rank 0 its scheduler learns in an empty round that the seat is free
+    seen = run(workload((0.0, 4, 2), (0.0, 4, 9), (0.0, 4, 2)), ranks=2, max_num_seqs=1)
+    assert times(seen, 0) == [1.0, 2.0]
+    assert times(seen, 2) == [4.0, 5.0]
+    alone = run(workload((0.0, 4, 2), (0.0, 4, 2)), max_num_seqs=1)
+    assert times(alone, 1) == [3.0, 4.0]
+
+
+@pytest.mark.parametrize(("other_output", "waits"), [(1, True), (690, False)])
+def test_the_ratio_of_a_rank_starts_again_only_when_all_ranks_are_idle(other_output: int, waits: bool) -> None:
+    # The first request brings its rank's ratio down to 0.1176. At that, 390 tokens and a page fit beside the third
+    # request, of which 378 are to come, into the 688 that are free; at the first ratio, 0.84, they do not.
+    load = workload((0, 2, 600), (0, 1, other_output), (640, 10, 380), (640, 1, 1), (642.5, 10, 380))
+    seen = run(load, ranks=2, num_blocks=700, schedule_conservativeness=4.0)
+    assert times(seen, 2)[0] == 641.0
+    assert (times(seen, 4)[0] > 644.0) is waits

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plimsoll._version import __version__
-from plimsoll.api.calibrations import circumstances, step_model_identity
+from plimsoll.api.calibrations import circumstances, host_time_record, step_model_identity
 from plimsoll.api.checks import load_gpu
 from plimsoll.api.documents import deployment_json, sources_json
 from plimsoll.api.measured_checks import check_origin, check_times, usable_error
@@ -70,11 +70,24 @@ class CalibrationResult:
         """Whether they bring them closer, and close enough."""
         return self.improved and self.fit.error_after <= self.usable_error
 
+    @property
+    def refusal(self) -> str | None:
+        """Why no file of these factors is kept, in a few words; None where they are of use."""
+        if self.usable:
+            return None
+        before, after = self.fit.error_before, self.fit.error_after
+        if not self.fit.values:
+            return "the data carries no factor"
+        if not self.improved:
+            return f"its factors do not help what was held back ({before:.1%} before, {after:.1%} after)"
+        return f"{after:.1%} off what was held back is too far (usable: up to {self.usable_error:.0%})"
+
     def to_json_dict(self) -> dict[str, Any]:
         """The document that ``plimsoll calibrate --json`` prints."""
         return {
             "improved": self.improved,
             "usable": self.usable,
+            "refusal": self.refusal,
             "usable_error": self.usable_error,
             "factors": dict(self.calibration.factors),
             "deviations": dict(self.fit.deviations),
@@ -277,6 +290,7 @@ def _calibration(asked: CalibrateScenario, resolved: Resolved, found: Fit, fixed
         circumstances=circumstances(
             deployment.engine, deployment.parallelism, deployment.precision, deployment.kv_precision
         ),
+        host_time=host_time_record(resolved.host_time, resolved.engine_version),
         factors={**ordered, **fixed},
         deviations=found.deviations,
         error_before=found.error_before,

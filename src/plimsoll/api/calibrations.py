@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from plimsoll.api.scenario import DeploymentFields, PlanScenario
 from plimsoll.calibration import Calibration, read_calibration
 from plimsoll.catalog.architecture import ModelSpec
+from plimsoll.catalog.engines import find_engine
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.source import Source
 from plimsoll.engine import EngineConfig
 from plimsoll.perf.factors import Factors
 from plimsoll.perf.memory import MemoryPlan
+from plimsoll.perf.overheads import HostTime, choose_host_time
 from plimsoll.perf.request import StepModelRequest
+from plimsoll.planner.sizing import with_option_defaults
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,11 +29,24 @@ class Applied:
         request: carries the factors to the step model.
         factors: what was fitted; none of it without a calibration.
         notes: sentences for the user.
+        calibration: the file; None without one.
     """
 
     request: StepModelRequest
     factors: Factors = dataclasses.field(default_factory=Factors)
     notes: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+
+    def host_time_notes(self, host_time: HostTime, engine: str, version: str) -> list[str]:
+        """What to know where the deployment's host time is not the one that the factors were fitted with.
+
+        Raises:
+            InputError: as `Calibration.check_host_time`.
+        """
+        if self.calibration is None:
+            return []
+        stages = self.request.parallelism.pp
+        return self.calibration.check_host_time(host_time_record(host_time, version), engine, stages)
 
     def with_blocks(self, memory: MemoryPlan) -> MemoryPlan:
         """The memory plan with the blocks that the server really had, unless they were given."""
@@ -70,7 +87,21 @@ def apply_calibration(fields: DeploymentFields, request: StepModelRequest, engin
         request=dataclasses.replace(request, factors=factors),
         factors=factors,
         notes=(calibration_note(found), *found.differences(here)),
+        calibration=found,
     )
+
+
+def host_time_record(host_time: HostTime, engine_version: str) -> dict[str, Any]:
+    """What a calibration remembers of the host time beside which it was fitted."""
+    document = host_time.to_json_dict()
+    parts = (document, document.get("api_server", {}))
+    seconds = {name: value for part in parts for name, value in part.items() if name.endswith("_s")}
+    return {
+        "name": host_time.name,
+        "seconds": seconds,
+        "api_server": host_time.frontend_name,
+        "engine_version": engine_version,
+    }
 
 
 def factors_of(calibration: Calibration) -> Factors:
@@ -110,10 +141,25 @@ def calibrated_gpus(fields: PlanScenario, model: ModelSpec, gpus: Sequence[str])
     return found
 
 
-def calibration_notes(fields: PlanScenario) -> list[str]:
-    """One sentence for every file of a plan's calibration."""
-    found = [read_calibration(name) for name in _files(fields)]
-    return [f"{calibration.gpu}: {calibration_note(calibration)}" for calibration in found]
+def calibration_notes(fields: PlanScenario, engines: Sequence[str] = ()) -> list[str]:
+    """One sentence for every file of a plan's calibration, and one where an engine's host time is not the file's.
+
+    Raises:
+        InputError: an engine has another host time than the seconds in a file were fitted beside.
+    """
+    notes = []
+    for calibration in (read_calibration(name) for name in _files(fields)):
+        notes.append(f"{calibration.gpu}: {calibration_note(calibration)}")
+        if str(calibration.host_time.get("name", "")).endswith("'s own"):
+            continue  # of the step model, which the file belongs to
+        for engine in engines:
+            facts = find_engine(engine)
+            policy = engine if facts is None else facts.policy
+            options = with_option_defaults({}, policy, facts, Parallelism())
+            name, version = (engine, "") if facts is None else (facts.id, facts.version)
+            here = host_time_record(choose_host_time(name, options, fields.overheads), version)
+            notes += [f"{calibration.gpu}: {note}" for note in calibration.check_host_time(here, name, 1)]
+    return notes
 
 
 def _files(fields: PlanScenario) -> list[str]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from plimsoll._version import __version__
 from plimsoll.api.capacity_probes import Progress, SearchedLoad, make_probe, search_options, searched_load
 from plimsoll.api.documents import deployment_json, requests_name, sources_json
+from plimsoll.api.kinds import kinds_json, kinds_of, resolve_kinds
 from plimsoll.api.resolve import Resolved, resolve, targets_of, workload_spec
 from plimsoll.api.scenario import CapacityScenario, build
 from plimsoll.api.splits import SplitTried, choose_split
 from plimsoll.core.errors import InputError
+from plimsoll.core.run import Run
 from plimsoll.metrics import Targets
 from plimsoll.metrics.percentiles import num_samples_needed
 from plimsoll.planner.capacity import RATE, CapacityOptions, CapacityResult, Probe, find_capacity, find_whole_capacity
@@ -35,6 +37,9 @@ class CapacityAnswer:
         result: capacity, interval and every probe.
         wall_s: of the search.
         notes: sentences for the user.
+        kinds: every kind of replica, where there are several behind the router; `resolved` is the first of them.
+        held: the highest load of the first seed that holds, run on them once more; None where there is one kind, or
+            nothing holds.
     """
 
     scenario: CapacityScenario
@@ -47,6 +52,8 @@ class CapacityAnswer:
     result: CapacityResult
     wall_s: float
     notes: tuple[str, ...]
+    kinds: tuple[Resolved, ...] = ()
+    held: Run | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
         """The document that ``plimsoll capacity --json`` prints."""
@@ -82,6 +89,7 @@ class CapacityAnswer:
             "splits": [dataclasses.asdict(split) for split in self.splits],
             "deployment": deployment_json(self.resolved),
             "sources": sources_json(self.resolved),
+            **({"kinds": kinds_json(self.kinds, self.held)} if self.kinds else {}),
             "wall_s": self.wall_s,
             "notes": list(self.notes),
             "version": __version__,
@@ -100,6 +108,7 @@ def capacity(
             `think_s` between requests); with `at_once` how many requests may come at time zero. A value that is given
             (a rate, users, a concurrency) is where the search starts. `duration_s` is a horizon for every probe (see
             `planner.horizon`); `split` makes prefill and decode pools, ``auto`` the best split of `replicas` machines.
+            A `gpu` such as ``L40S:2,H100-SXM:1`` is a mixed fleet behind one router (`api.kinds`).
         on_probe: called before each probe with its number and its load.
         **fields: of `CapacityScenario`.
 
@@ -115,29 +124,59 @@ def capacity(
     asked_spec = workload_spec(dataclasses.replace(asked, rate_per_s=rate_per_s))
     started_s = time.perf_counter()
 
-    def look(deployed: CapacityScenario, how: CapacityOptions) -> tuple[Resolved, WorkloadSummary, CapacityResult]:
-        resolved, workload, spec = resolve(deployed, asked_spec)
-        found = _search(make_probe(deployed, resolved, spec, load.unit, on_probe), targets, how, load)
-        return resolved, describe(workload, spec), found
+    several = kinds_of(asked)
+    if several and asked.split is not None:
+        raise InputError("--split", asked.split, f"pools take GPUs of one kind, not {asked.gpu}")
+
+    def look(deployed: CapacityScenario, how: CapacityOptions) -> _Look:
+        if several:
+            kinds, workload, spec = resolve_kinds(several, asked_spec)
+        else:
+            resolved, workload, spec = resolve(deployed, asked_spec)
+            kinds = (resolved,)
+        found = _search(make_probe(deployed, kinds, spec, load.unit, on_probe), targets, how, load)
+        held = _held(found, make_probe(deployed, kinds, spec, load.unit)) if several else None
+        return _Look(kinds, describe(workload, spec), found, held)
 
     deployed: CapacityScenario = asked
     splits: tuple[SplitTried, ...] = ()
     if asked.split is not None:
         quick = dataclasses.replace(options, seeds=options.seeds[:1], rel_tolerance=0.05, look_again=False)
-        deployed, splits = choose_split(asked, lambda one: look(one, quick)[2].max_load)
-    resolved, workload, result = look(deployed, options)
+        deployed, splits = choose_split(asked, lambda one: look(one, quick).result.max_load)
+    found = look(deployed, options)
+    notes = dict.fromkeys(note for kind in found.kinds for note in kind.notes)
     return CapacityAnswer(
         scenario=asked,
-        resolved=resolved,
-        workload=workload,
+        resolved=found.kinds[0],
+        workload=found.workload,
         load=load,
         splits=splits,
         targets=targets,
         options=options,
-        result=result,
+        result=found.result,
         wall_s=time.perf_counter() - started_s,
-        notes=(*resolved.notes, *_too_few(result, targets)),
+        notes=(*notes, *_too_few(found.result, targets)),
+        kinds=found.kinds if several else (),
+        held=found.held,
     )
+
+
+class _Look(NamedTuple):
+    """One search: what was resolved, and what it found."""
+
+    kinds: tuple[Resolved, ...]
+    workload: WorkloadSummary
+    result: CapacityResult
+    held: Run | None
+
+
+def _held(result: CapacityResult, probe: Probe) -> Run | None:
+    """The longest passing probe at the highest load that the first seed holds, once more: probes keep no runs."""
+    first = result.by_seed[0]
+    passed = [
+        p.num_requests for p in result.probes if p.seed == first.seed and p.load == first.highest_pass and p.passed
+    ]
+    return probe(first.highest_pass, first.seed, max(passed)) if passed else None
 
 
 def _too_few(result: CapacityResult, targets: Targets) -> list[str]:

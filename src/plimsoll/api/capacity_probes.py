@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from plimsoll.api.resolve import Resolved
 from plimsoll.api.scenario import CapacityScenario
@@ -89,14 +89,19 @@ def _length(num_requests: int | None) -> ProbeLength:
 
 
 def make_probe(
-    asked: CapacityScenario, resolved: Resolved, spec: WorkloadSpec, unit: str, on_probe: Progress | None = None
+    asked: CapacityScenario,
+    kinds: Sequence[Resolved],
+    spec: WorkloadSpec,
+    unit: str,
+    on_probe: Progress | None = None,
 ) -> Callable[[float, int, int], Run]:
-    """``probe(load, seed, num_requests) -> Run`` on a resolved deployment.
+    """``probe(load, seed, num_requests) -> Run`` on a resolved deployment, or on several kinds behind one router.
 
     With a horizon a probe has the requests that are sent within it (of `asked.num_requests`, if those were given) and
     is cut there.
     """
-    count = 0
+    count, first = 0, kinds[0]
+    members = [(kind.config, kind.step_model) for kind in kinds] if len(kinds) > 1 else None
 
     def probe(load: float, seed: int, num_requests: int) -> Run:
         nonlocal count
@@ -109,8 +114,8 @@ def make_probe(
         if unit != AT_ONCE:
             wanted = dataclasses.replace(wanted, num_requests=num_sent)
         workload = build_workload(wanted)
-        with policy_named(resolved.config.policy):
-            run = run_engine(workload, resolved.config, resolved.step_model, duration_s=horizon_s, seed=seed)
+        with policy_named(first.config.policy):
+            run = run_engine(workload, first.config, first.step_model, duration_s=horizon_s, seed=seed, members=members)
         return run if horizon_s is None else cut_at(run, workload, horizon_s)
 
     return probe

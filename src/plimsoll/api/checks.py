@@ -104,7 +104,7 @@ def load_gpu(field: str, name: str) -> Accelerator:
     except UnknownNameError as error:
         if "," in name or ":" in name:
             raise InputError(
-                field, name, "name one kind of GPU; only simulate takes several (L40S:2,H100-SXM:1)"
+                field, name, "name one kind of GPU; simulate and capacity take several (L40S:2,H100-SXM:1)"
             ) from error
         ids = list_accelerators()
         hint = f"{error.hint} (plimsoll catalog gpus lists all)".strip()

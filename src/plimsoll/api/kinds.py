@@ -72,18 +72,25 @@ def resolve_kinds(
     return tuple(resolved for resolved, _, _ in answers), workload, spec
 
 
-def kinds_json(kinds: Sequence[Resolved], run: Run) -> list[dict[str, Any]]:
-    """Each kind of a run: its deployment and sources, how many requests it got, and the times that they saw."""
-    documents, first = [], 0
+def kinds_json(kinds: Sequence[Resolved], run: Run | None) -> list[dict[str, Any]]:
+    """Each kind of a run: its deployment and sources, how many requests it got, and the times that they saw.
+
+    Without a run (nothing that was tried held) the requests and times are None.
+    """
+    documents: list[dict[str, Any]] = []
+    first = 0
     for resolved in kinds:
+        about = {"deployment": deployment_json(resolved), "sources": sources_json(resolved)}
+        if run is None:
+            documents.append({**about, "num_requests": None, "ttft_p50_s": None, "ttft_p99_s": None})
+            continue
         last = first + resolved.config.replicas
         here = (run.replica >= first) & (run.replica < last)
         served = here & np.isfinite(run.first_token_s)
         ttft_s = (run.first_token_s - run.arrival_s)[served]
         documents.append(
             {
-                "deployment": deployment_json(resolved),
-                "sources": sources_json(resolved),
+                **about,
                 "num_requests": int(here.sum()),
                 "ttft_p50_s": percentile(ttft_s, 50),
                 "ttft_p99_s": percentile(ttft_s, 99),

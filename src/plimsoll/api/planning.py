@@ -111,20 +111,21 @@ def plan(
     """
     asked = scenario if scenario is not None else build(PlanScenario, fields)
     request = plan_request(asked)
+    calibrations = calibration_notes(asked, request.engines)
     options = SearchOptions()
     if on_progress is not None:
         options = options._replace(on_progress=on_progress)
     if keep_in is None:
         with called("--engine", "--engines"):
             result = search(request, options)
-        return PlanAnswer(scenario=asked, request=request, result=_with_notes(result, calibration_notes(asked)))
+        return PlanAnswer(scenario=asked, request=request, result=_with_notes(result, calibrations))
     kept = KeptCapacities(Path(keep_in))
     try:
         with called("--engine", "--engines"):
             result = search(request, options._replace(cache=kept))
     finally:
         kept.close()
-    notes = calibration_notes(asked)
+    notes = list(calibrations)
     if kept.num_resumed:
         notes.append(f"resumed: {kept.num_resumed} capacities were known from an earlier search in {keep_in}")
     return PlanAnswer(scenario=asked, request=request, result=_with_notes(result, notes))

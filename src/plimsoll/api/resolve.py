@@ -213,7 +213,7 @@ def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator,
         options=options,
     )
     host_time = choose_host_time(
-        engine.key, with_option_defaults(options, policy, facts, parallelism), fields.overheads
+        engine.key, with_option_defaults(options, policy, facts, parallelism), fields.overheads, fields.pp
     )
     request = StepModelRequest(
         model=model,
@@ -229,6 +229,8 @@ def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator,
     sized = _offloaded if policy in OFFLOADING else _sized
     found = sized(fields, engine, applied, settings, workload)
     memory, host_time = found.memory, in_use(host_time, found.step_facts)
+    version = facts.version if engine.is_deployable else ""
+    fitted = applied.host_time_notes(host_time, engine.name, version)
     config = engine_config(memory, parallelism, policy, found.replicas, fields.router, facts)
     return Resolved(
         deployment=Deployment(
@@ -249,8 +251,8 @@ def _resolve_names(fields: DeploymentFields, model: ModelSpec, gpu: Accelerator,
         step_model_facts=found.step_facts,
         config=applied.with_frontend(with_host_time(config, host_time)),
         host_time=host_time,
-        engine_version=facts.version if engine.is_deployable else "",
-        notes=(*notes, *engine.notes, *applied.notes, *fits.notes, *found.notes, *host_time.notes),
+        engine_version=version,
+        notes=(*notes, *engine.notes, *applied.notes, *fitted, *fits.notes, *found.notes, *host_time.notes),
     )
 
 

@@ -170,6 +170,7 @@ class EngineFacts:
         precisions, kv_precisions: rows, the first that fits a GPU holds.
         architectures: Hugging Face class names of models it runs.
         option_defaults: defaults of the policy's options in this version, where they are not the policy's own.
+        staged_option_defaults: those that are others with pipeline stages.
         facts: source by table (``cache``, ``models``, ``gpu_memory_utilization``) and by option default.
     """
 
@@ -189,6 +190,7 @@ class EngineFacts:
     kv_precisions: tuple[PrecisionSupport, ...]
     architectures: frozenset[str]
     option_defaults: Mapping[str, str | int | float | bool]
+    staged_option_defaults: Mapping[str, str | int | float | bool]
     facts: Mapping[str, Fact]
 
     def default_class(self, gpu: Accelerator) -> DefaultClass:
@@ -288,7 +290,7 @@ def _read(name: str) -> Any:
 def _facts_in_version(engine: str, version: str) -> EngineFacts:
     table = _read(engine)
     utilization = _in_version(table.get("gpu_memory_utilization", ()), version)
-    options = _option_defaults(table.get("option_default", ()), version)
+    options, staged = (_option_defaults(table.get(name, ()), version) for name in ("option_default", "staged_default"))
     return EngineFacts(
         id=table["id"],
         name=table["name"],
@@ -306,6 +308,7 @@ def _facts_in_version(engine: str, version: str) -> EngineFacts:
         kv_precisions=tuple(_precision(row) for row in table["kv_precision"]),
         architectures=frozenset(table["models"]["architectures"]),
         option_defaults={name: row["value"] for name, row in options.items()},
+        staged_option_defaults={name: row["value"] for name, row in staged.items()},
         facts={
             **{name: _fact(row) for name, row in options.items()},
             "cache": _fact(table["cache"]),

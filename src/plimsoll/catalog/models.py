@@ -14,7 +14,7 @@ from typing import Any
 
 from plimsoll.catalog.architecture import ModelSpec, Quantisation
 from plimsoll.catalog.configs import read_config
-from plimsoll.core.errors import InputError, UnknownNameError
+from plimsoll.core.errors import InputError, UnknownNameError, closest_names
 
 DATA = Path(__file__).parent / "data" / "models"
 LARGEST_CONFIG_BYTES = 10 * 2**20
@@ -243,7 +243,10 @@ def _from_hub(hub_id: str) -> ModelSpec:
 
 def _unknown(name: str, hint: str) -> UnknownNameError:
     """The error for a name that stands for no model; names near it are proposed as the user wrote it, with or without
-    the organisation.
+    the organisation. Where none is near, the command that lists them is named instead of some of them.
     """
     known = [model_id if "/" in name else model_id.rpartition("/")[2] for model_id in list_models()]
-    return UnknownNameError("--model", name, known, hint)
+    if closest_names(name, known):
+        return UnknownNameError("--model", name, known, hint)
+    nothing_near = f"none like it; `plimsoll catalog models` lists all {len(known)} {hint}"
+    return UnknownNameError("--model", name, (), nothing_near)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -42,7 +44,8 @@ def command(arguments: dict[str, Any]) -> int:
     """What do measured runs say of this deployment, beside what its step model says?
 
     Replays the measured requests, fits a few physical factors on a part of them, and prints the errors of the rest
-    before and after. --out DIR keeps calibration.json, which every verb takes as --calibration.
+    before and after. --out DIR keeps calibration.json, which every verb takes as --calibration; factors that do not
+    help are not kept.
 
     Example: plimsoll calibrate result.json --model Llama-3.1-8B --gpu RTX-4090 --out calibrated
     """
@@ -56,6 +59,20 @@ def command(arguments: dict[str, Any]) -> int:
     with progress("calibrate") as update:
         answer = calibrate(asked, on_simulation=lambda count: update(count, None, "simulation"))
     document = answer.to_json_dict()
-    keep(asked, arguments, {"result.json": as_json(document), "calibration.json": to_text(answer.calibration)})
+    files = {"result.json": as_json(document)}
+    if answer.usable:
+        files["calibration.json"] = to_text(answer.calibration)
+    keep(asked, arguments, files)
     show(document, arguments["json_output"], render)
-    return 0 if answer.usable else 1
+    if answer.usable:
+        return 0
+    if arguments["out"] is not None:
+        say_not_kept(arguments["out"], answer.refusal)
+    return 1
+
+
+def say_not_kept(folder: str, reason: str | None) -> None:
+    """One line on stderr; where an earlier run left a file of the name, that it is not this run's."""
+    file = Path(folder) / "calibration.json"
+    older = " (the one that lies there is an earlier run's)" if file.exists() else ""
+    sys.stderr.write(f"calibrate: {file} is not written: {reason}{older}\n")

@@ -19,8 +19,8 @@ Gpu = Annotated[
     str | None,
     option(
         "--gpu",
-        "Accelerator (plimsoll catalog gpus), or a .toml file. simulate: several kinds behind the router, with "
-        "their GPUs: L40S:2,H100-SXM:1.",
+        "Accelerator (plimsoll catalog gpus), or a .toml file. simulate and capacity: several kinds behind the "
+        "router, with their GPUs: L40S:2,H100-SXM:1.",
         DEPLOYMENT,
     ),
 ]

@@ -92,6 +92,7 @@ class Bridge:
                 last, last_s = decoder, event_s
         if idle is not None:
             self._take(idle, now_s)
+            self._taken = now_s, number  # it is still the same one's turn
             return True
         if first is not None and first_s < last_s:
             self._take(first, first_s)
@@ -152,10 +153,10 @@ class Bridge:
             free = decoder.free_blocks
             if decoder.busy:
                 self._let_look(decoder, blocks, number, now_s)
-                if decoder.number > number or not decoder.runs_ahead():
+                if decoder.number > number or not (decoder.now_s == now_s or decoder.runs_ahead()):
                     continue
-                step = decoder.next_end(now_s)
-                if decoder.lane.ends[step] != now_s:
+                step, ends = decoder.next_end(now_s), decoder.lane.ends
+                if step == len(ends) or ends[step] != now_s:  # of one that has just accepted it may be the last
                     continue
                 free = decoder.free_after(step)
             if free > most:
@@ -185,8 +186,12 @@ class Bridge:
         """Put the KV of the first prompt on its way."""
         (request, source), due, link = self.line.popleft(), self._due, self._link
         prompt = self._requests.prompt[request]
-        blocks = -(-prompt // self._block_size)
+        blocks = taken = -(-prompt // self._block_size)
         self._taken = now_s, taker.number
+        if source.cache is not None:
+            source.cache.leaving.append(request)
+        if taker.cache is not None:
+            prompt, taken = taker.accept(request, now_s)
         begin_s = now_s
         if source.link_free_s > begin_s:
             begin_s = source.link_free_s
@@ -204,9 +209,11 @@ class Bridge:
             due[taker.number] = taker.now_s
         elif there_s < due[taker.number]:
             due[taker.number] = there_s
-        taker.free_blocks -= blocks
+        taker.free_blocks -= taken
         taker.waiting_blocks += blocks
         taker.coming.append((there_s, request))
+        if taker.cache is not None:
+            taker.cache.expect(request, there_s)
         source.releases.append((there_s, blocks))
         if not source.busy and source.waiting and there_s < due[source.number]:
             due[source.number] = there_s

@@ -29,6 +29,8 @@ from plimsoll.engine.counting import CountingFleet, TooPatientError
 from plimsoll.engine.fleet import Fleet
 from plimsoll.engine.following import FollowingFleet, followed
 from plimsoll.engine.frontend import as_sent, as_sent_to_server, delayed, served_one_by_one
+from plimsoll.engine.general import GeneralReplica
+from plimsoll.engine.general_ranks import GeneralRankGroup
 from plimsoll.engine.lockstep import LockstepGroup
 from plimsoll.engine.lookahead import LookaheadReplica, can_look_ahead
 from plimsoll.engine.outlook import can_be_counted
@@ -241,10 +243,10 @@ def _build_replica(
     if config.ranks > 1:
         policies = [policy() for _ in range(config.ranks)]
         own = _own_replica(policies[0], requests, config, model, number)
-        if model.num_stages > 1 or not (own is None or isinstance(own, PlannedReplica)):
-            remedy = "ranks that step together run engines of vLLM V1's kind, without pipeline stages"
+        if model.num_stages > 1 or not _steps_together(own):
+            remedy = "ranks that step together run vllm-v1, sglang or trtllm, or engines like them, on one stage"
             raise InputError("--dp", config.ranks, remedy)
-        kind = LockstepGroup if own is None else RankGroup
+        kind = LockstepGroup if own is None else GeneralRankGroup if isinstance(own, GeneralReplica) else RankGroup
         return kind(requests, config, model, policies, number, observer)
     replica = _one_engine(requests, config, model, policy(), number, observer)
     if eager and can_look_ahead(replica):
@@ -258,7 +260,12 @@ def can_step_together(config: EngineConfig, workload: Workload, model: StepModel
         return False
     policy_class = plugins.load_plugin(POLICIES, config.policy, "--engine")
     policy = cast(Policy, plugins.construct(policy_class, config.policy, config, config.options))
-    return _own_replica(policy, Requests(workload, config.max_model_len), config, model, 0) is None
+    return _steps_together(_own_replica(policy, Requests(workload, config.max_model_len), config, model, 0))
+
+
+def _steps_together(own: Replica | None) -> bool:
+    """Whether such replicas can be ranks; None is the usual kind."""
+    return own is None or isinstance(own, PlannedReplica) or (isinstance(own, GeneralReplica) and own.steps_together)
 
 
 def _one_engine(

@@ -65,6 +65,8 @@ class DecodeInstance(Machine):
         finished: list[int] = []
         if lane.due <= len(lane.ends):
             finished, blocks = lane.take_finished()
+            if self.cache is not None:
+                blocks = self._let_go(finished)
             self.free_blocks += blocks
             for request in finished:
                 del running[request]
@@ -73,6 +75,26 @@ class DecodeInstance(Machine):
                 self.waiting.append(self.coming.popleft()[1])
             self.stepped(finished)
         return len(finished)
+
+    def _let_go(self, finished: list[int]) -> int:
+        """Let go of the blocks of those who have their last token; returns how many are free by that."""
+        cache, final = self.cache, self.requests.final
+        assert cache is not None
+        cache.level(self.free_blocks)
+        gained = 0
+        for request in finished if len(finished) == 1 else [one for one in self.running if one in set(finished)]:
+            gained += self.let_go(request, self.blocks(final[request]))
+        return gained
+
+    def accept(self, request: int, now_s: float) -> tuple[int, int]:
+        """KV begins to move to this machine, which has a cache; returns the tokens that do, and the blocks it takes."""
+        cache = self.cache
+        assert cache is not None
+        cache.level(self.free_after(self.next_end(now_s)) if self.busy else self.free_blocks)
+        cache.receive(now_s, including=False)
+        free = cache.num_free
+        tokens = cache.accept(request, self.blocks(self.requests.prompt[request]))
+        return tokens, free - cache.num_free
 
     def begin(self, now_s: float, until_s: float) -> bool:
         """Rule 4, then admissions, then steps, if there are any to begin."""
@@ -103,12 +125,16 @@ class DecodeInstance(Machine):
 
     def _swap_out(self) -> int:
         """Make room for the next step; returns the KV tokens that leave."""
-        moved, lane, left = 0, self.lane, []
+        moved, lane, left, cache = 0, self.lane, [], self.cache
+        if cache is not None:
+            cache.level(self.free_blocks)
+            cache.receive(self.now_s, including=True)
         while self.free_blocks < lane.blocks_for(len(lane.ends), 1):
             request = next(reversed(self.running))
             cached, remaining = self.stop_decoding(request)
             self.swapped.append((request, cached, remaining))
-            self.free_blocks += self.blocks(cached)
+            blocks = self.blocks(cached)
+            self.free_blocks += blocks if cache is None else cache.let_go(request, blocks, cached)
             del self.running[request]
             self.requests.preemptions[request] += 1
             moved += cached
@@ -124,6 +150,9 @@ class DecodeInstance(Machine):
             if self.blocks(cached + 1) + lane.hist[-len(lane.ends) % self.block_size] > self.free_blocks:
                 break
             self.swapped.popleft()
+            if self.cache is not None:
+                self.cache.level(self.free_blocks)
+                self.cache.take_back(request, self.blocks(cached))
             self.free_blocks -= self.blocks(cached)
             running[request] = None
             lane.resume(request, cached, remaining)

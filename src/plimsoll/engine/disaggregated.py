@@ -33,6 +33,7 @@ from collections import deque
 from plimsoll.core.errors import InfeasibleError, InputError
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
+from plimsoll.engine.machine_cache import MachineCache
 from plimsoll.engine.policy import Policy, StepPlan
 from plimsoll.engine.replica import NOBODY, Observer, Replica
 from plimsoll.engine.requests import Requests
@@ -94,11 +95,17 @@ class Machine(Replica):
         by_page: whether decodes take their blocks as they grow; else they were set aside for whole sequences.
         stretch: the lane's first step of the decode steps under way; no step's number while others are.
         attended: whether somebody watches its steps.
+        cache: its prefix cache, if it has one.
+        starts: of each prompt of the coming step, tokens that were found in the cache.
+        sets_aside: whether blocks are promised whole, so that what is shared leaves no more of them.
     """
 
-    __slots__ = ("attended", "busy", "coming", "computing", "decode_line", "link_free_s", "releases", "stretch")
+    __slots__ = (
+        "attended", "busy", "cache", "coming", "computing", "decode_line", "link_free_s", "releases", "starts",
+        "stretch",
+    )  # fmt: skip
 
-    by_page = False
+    by_page = sets_aside = False
 
     def __init__(
         self, requests: Requests, config: EngineConfig, model: StepModel, number: int, observer: Observer | None
@@ -115,6 +122,8 @@ class Machine(Replica):
         self.computing: list[int] = []
         self.stretch = 0
         self.attended = observer is not None or self.log is not None
+        self.cache: MachineCache | None = None
+        self.starts: dict[int, int] = {}
 
     def blocks(self, tokens: int) -> int:
         """KV blocks of so many tokens."""
@@ -123,8 +132,27 @@ class Machine(Replica):
     def take_releases(self, now_s: float) -> None:
         """KV that has left by now is free."""
         releases = self.releases
+        if self.cache is not None:
+            while releases and releases[0][0] <= now_s:
+                blocks, gained = releases.popleft()[1], self.cache.leave()
+                self.free_blocks += blocks if self.sets_aside else gained
+            return
         while releases and releases[0][0] <= now_s:
             self.free_blocks += releases.popleft()[1]
+
+    def settle(self, now_s: float) -> None:
+        """Of a machine with a cache: what came and left before now has done so. What does just now comes later."""
+        assert self.cache is not None
+        self.cache.receive(now_s, including=False)
+        self.take_releases(math.nextafter(now_s, 0.0))
+
+    def let_go(self, request: int, blocks: int) -> int:
+        """Let go of the blocks of a request whose last token is out; returns how many are free by that."""
+        if self.cache is None:
+            return blocks
+        self.settle(self.now_s)
+        gained = self.cache.let_go(request, blocks, self.requests.final[request])
+        return blocks if self.sets_aside else gained
 
     def begin_mixed(self, prompts: list[int], now_s: float, extra_s: float = 0.0) -> None:
         """Begin a step of whole prompts and of everybody in the lane."""
@@ -136,11 +164,16 @@ class Machine(Replica):
             scheduled_s[request] = now_s
             tokens += length
             twice_pairs += length * (length + 1)
+        if starts := self.starts:
+            tokens, twice_pairs, read = self._without_found(prompts, tokens, twice_pairs)
+            self.starts = {}
         pairs = twice_pairs // 2
         if self.attended or not self.plain_attention:
-            chunks = [(request, lengths[request]) for request in prompts]
+            chunks = [(request, lengths[request] - starts.get(request, 0)) for request in prompts]
             if not self.plain_attention:
+                self.prefilling = starts  # where chunks begin
                 pairs, read = self._fold(chunks)
+                self.prefilling = {}
             if self.observer is not None:
                 self.now_s = now_s
                 self.observer.scheduled(self, StepPlan(chunks), now_s)
@@ -157,6 +190,17 @@ class Machine(Replica):
         self.computing = prompts
         self.stretch = len(ends)
         self.busy = True
+
+    def _without_found(self, prompts: list[int], tokens: int, twice_pairs: int) -> tuple[int, int, int]:
+        """Tokens, attention pairs (twice) and tokens read of a step of prompts, parts of which were found."""
+        read, cached = 0, self.requests.cached
+        for request in prompts:
+            start = self.starts.get(request, 0)
+            cached[request] = start
+            tokens -= start
+            twice_pairs -= start * (start + 1)
+            read += start
+        return tokens, twice_pairs, read
 
     def begin_decodes(self, now_s: float, steps: int, until_s: float) -> None:
         """Begin up to `steps` steps of the lane, the last of which begins before `until_s`.

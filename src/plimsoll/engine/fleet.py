@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from plimsoll.engine.caching import CachingReplica
+from plimsoll.engine.general import GeneralReplica
+from plimsoll.engine.general_radix import RadixReplica
+from plimsoll.engine.general_reuse import ReuseReplica
+from plimsoll.engine.late import LateCachingReplica, LateReplica
 from plimsoll.engine.lockstep import RanksTogether
 from plimsoll.engine.lookahead import LookaheadReplica
 from plimsoll.engine.planned import PlannedReplica
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
     from plimsoll.engine.cluster import Router
     from plimsoll.engine.replica import Replica
     from plimsoll.engine.requests import Requests
+
+ONE_LANE = (PlannedReplica, CachingReplica, GeneralReplica, RadixReplica, ReuseReplica)
+"""Kinds of replicas that hold all who decode in one lane, and nobody who is over."""
 
 
 class Fleet(Sequence["Replica"]):
@@ -42,6 +49,8 @@ class Fleet(Sequence["Replica"]):
         self._fast_tokens = self._enough = False
         self._ahead: list[LookaheadReplica] = []
         self._lows = [0] * len(replicas)  # of pending tokens
+        self._left: list[int | None] = [None] * len(replicas)  # None: to be counted anew
+        self._has_sums = [False] * len(replicas)
 
     def __len__(self) -> int:
         return len(self.replicas)
@@ -88,7 +97,7 @@ class Fleet(Sequence["Replica"]):
         self._known_tokens()
         self.refresh()
         if not self._fast_tokens:
-            return [self._slow_pending(replica) for replica in self.replicas]
+            return [self._pending_of(number) for number in range(len(self.replicas))]
         return [low + one.tokens_ahead(self.now_s) for low, one in zip(self._lows, self._ahead, strict=True)]
 
     def least_pending(self) -> int:
@@ -100,7 +109,7 @@ class Fleet(Sequence["Replica"]):
         self._known_tokens()
         self.refresh()
         if not self._fast_tokens:
-            pending = [self._slow_pending(replica) for replica in self.replicas]
+            pending = [self._pending_of(number) for number in range(len(self.replicas))]
             return pending.index(min(pending))
         lows, now_s = self._lows, self.now_s
         chosen = lows.index(min(lows))
@@ -125,6 +134,7 @@ class Fleet(Sequence["Replica"]):
         replica, now_s = self.replicas[number], self.now_s
         replica.push((request,), (now_s,))
         self._loads[number] += 1
+        self._left[number] = None
         if self._known is not None:
             self._sent_tokens[number] += self._known[request]
             if self._fast_tokens:
@@ -149,6 +159,7 @@ class Fleet(Sequence["Replica"]):
         replica, now_s = self.replicas[number], self.now_s
         replica.advance(now_s)
         self._loads[number] = replica.outstanding(now_s)
+        self._left[number] = None
         if self._fast_tokens:
             self._note_low(number)
         if replica.now_s > now_s:
@@ -161,17 +172,28 @@ class Fleet(Sequence["Replica"]):
         replica = self._ahead[number]
         self._lows[number] = self._sent_tokens[number] - replica.done_tokens - replica.tokens_in_place()
 
+    def _pending_of(self, number: int) -> int:
+        """What one replica has left, as it was when something happened to it last."""
+        pending, replica = self._left[number], self.replicas[number]
+        if pending is None:
+            if self._has_sums[number]:
+                pending = self._sent_tokens[number] - replica.lane.over - _all_in_place(replica)
+            else:
+                pending = self._slow_pending(replica)
+            if not isinstance(replica, LookaheadReplica):
+                self._left[number] = pending
+        return pending
+
     def _slow_pending(self, replica: Replica) -> int:
         """Counted anew: request by request, unless sums will do."""
         known = self._known_tokens()
         if isinstance(replica, RanksTogether):
-            coming = sum(known[request] for request in replica.sent[replica.num_arrived :])
+            coming = sum(known[request] for request in (*replica.sent[replica.num_arrived :], *replica.waiting))
             return coming + sum(self._slow_pending(rank) for rank in replica.ranks)
         pending = sum(map(known.__getitem__, replica.sent[replica.num_arrived :]))
         pending += sum(map(known.__getitem__, replica.waiting))
-        if self._enough and type(replica) in (PlannedReplica, CachingReplica) and not replica.lane.windows:
-            in_place = replica.lane.read // replica.lane.full_weight - replica.lane.num
-            return pending + sum(map(known.__getitem__, replica.seated)) - in_place - sum(replica.prefilling.values())
+        if self._enough and type(replica) in ONE_LANE and not replica.lane.windows:
+            return pending + sum(map(known.__getitem__, replica.seated)) - _all_in_place(replica)
         ahead = replica.steps_ahead(self.now_s) if isinstance(replica, LookaheadReplica) else 0
         return pending + sum(max(0, known[request] - _in_place(replica, request, ahead)) for request in replica.seated)
 
@@ -187,7 +209,20 @@ class Fleet(Sequence["Replica"]):
                 self._fast_tokens, self._ahead = True, ahead
                 for replica in ahead:
                     replica.known = self._known
+            elif self._enough:
+                self._keep_sums(self._known, self._known == requests.final)
         return self._known
+
+    def _keep_sums(self, known: list[int], is_truth: bool) -> None:
+        """The same for replicas that hold one lane and take blocks as they go.
+
+        A late replica keeps requests seated that are over, so it is counted only where they have what was expected.
+        """
+        kinds = (PlannedReplica, CachingReplica, *((LateReplica, LateCachingReplica) if is_truth else ()))
+        for number, replica in enumerate(self.replicas):
+            if type(replica) in kinds and not replica.lane.windows and not replica.sent:
+                self._has_sums[number] = True
+                replica.lane.counted = known
 
 
 def least_of(loads: list[int]) -> int:
@@ -202,6 +237,13 @@ def expected_tokens(workload: Workload, output: Sequence[int]) -> list[int]:
         told = workload.max_output_tokens
     expected = np.array(output, dtype=np.int64) if told is None else told
     tokens: list[int] = (workload.prompt_tokens + expected - 1).tolist()
+    return tokens
+
+
+def _all_in_place(replica: Replica) -> int:
+    """KV tokens of all running requests, where a lane's read tokens are their lengths."""
+    lane = replica.lane
+    tokens: int = lane.read // lane.full_weight - lane.num + sum(replica.prefilling.values())
     return tokens
 
 

@@ -37,6 +37,9 @@ import numpy as np
 from plimsoll.engine.policy import UNLIMITED, Chunk, StepPlan
 
 if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Sequence
+
     from plimsoll.core.step import StepModel
     from plimsoll.engine.config import EngineConfig
     from plimsoll.engine.general_state import GeneralState
@@ -126,6 +129,8 @@ class GeneralPolicy:
         numbered: whether keys are whole numbers.
         pipelined: whether it runs with pipeline stages, with a batch in flight for each of them. Then `running` are the
             requests of the batch that is planned, and `seated` all who run.
+        steps_together: whether it runs on data-parallel ranks that step together (see `general_ranks`). Then a plan
+            without work is one that the others' step is waited for with.
         own_settings: of `core.deployment.EngineSettings`, what its paper or its code has where nobody gives any: a
             number, the name of the option that holds it, or ``("max_model_len", 2048)``, the larger of the two.
     """
@@ -138,6 +143,7 @@ class GeneralPolicy:
     keyed = False
     numbered = False
     pipelined = False
+    steps_together = False
     own_settings: ClassVar[Mapping[str, float | str | tuple[str, int]]] = {}
 
     def plan(self, view: GeneralState, /) -> GeneralPlan:
@@ -173,6 +179,16 @@ class GeneralPolicy:
 
     def entered(self, batch: int, /) -> None:
         """With pipeline stages: the next plan, or the next results, are those of another batch."""
+
+    def deal(self, ranks: Sequence[GeneralState], waiting: deque[int], /) -> None:
+        """With data-parallel ranks: move those of `waiting`, who have arrived, into the queues of the ranks.
+
+        Who stays is asked for again before the next step.
+        """
+        raise NotImplementedError
+
+    def idled(self) -> None:
+        """With data-parallel ranks: none of them has had anything to do."""
 
     def make_replica(
         self, requests: Requests, config: EngineConfig, model: StepModel, number: int, observer: Observer | None, /

@@ -124,6 +124,16 @@ class RadixReplica(GeneralReplica):
         if self.observer is not None:
             self.observer.stepped(self, list(self.last_finished), self.now_s)
 
+    def calm_steps(self, plan: GeneralPlan) -> int:
+        """As without a tree, as long as nothing must be evicted."""
+        lane, num = self.lane, self.lane.num
+        steps = min(lane.steps_to_finish(), plan.holds)
+        if self.free_blocks < num:
+            return 1
+        if self.tree.evictable:
+            return min(lane.steps_within(self.free_blocks - num, steps) + 1, steps)
+        return lane.steps_within(self.free_blocks, steps)
+
     def _decode_once(self, lane: Lane) -> None:
         """One decode-only step."""
         self.make_room(lane.hist[-len(lane.ends) % self.block_size])

@@ -56,6 +56,7 @@ class GeneralState(Replica):
         self.prefill_mark = 0
         self.last_prefill_s = 0.0
         self.is_static, self.is_keyed = rules.static, rules.keyed
+        self.steps_together = rules.steps_together
         self.tells_admitted = type(rules).admitted is not GeneralPolicy.admitted
         self.tells_released = type(rules).released is not GeneralPolicy.released
 
@@ -97,6 +98,11 @@ class GeneralState(Replica):
     def steps_since_prefill(self) -> int:
         """Decode steps since the last step with a chunk."""
         return len(self.lane.ends) - self.prefill_mark
+
+    @property
+    def last_end_s(self) -> float:
+        """When its last step ended; infinite before the first."""
+        return max((lane.ends[-1] for lane in self.lanes if lane.ends), default=float("inf"))
 
     def generated(self, request: int) -> int:
         """Tokens that a request has got, whether it runs, waits or is swapped out."""

@@ -53,6 +53,13 @@ class GeneralSteps(GeneralState):
         if lane.due <= len(ends):
             self._take_finished()
 
+    def calm_steps(self, plan: GeneralPlan) -> int:
+        """For how many steps a plan of decodes holds, as far as blocks and finishes go; at least one."""
+        lane, steps = self.lane, min(plan.holds, self.lane.steps_to_finish())
+        if lane is self.fixed:
+            return min(steps, (self.fixed.outgrow[0] >> KEY_BITS) - len(lane.ends))
+        return lane.steps_within(max(self.free_blocks - plan.spare, 0), steps) or 1
+
     def _next_within(self, blocks: int, until_s: float) -> float:
         """When somebody comes whose reservation does not exceed `blocks`; or earlier, after some who are larger."""
         reserve, requests, size = self.rules.reserve, self.requests, self.block_size

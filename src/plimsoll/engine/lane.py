@@ -10,6 +10,8 @@ starts and when it stops:
               that is never reached. One number is compared several times faster than a tuple
     stale     keys in `finish` of requests that were stopped
     ended     whoever wants to know when requests ended, in order, puts a queue here
+    counted   whoever wants to know what was expected of those who ended puts what is expected of each request here
+    over      that, altogether
     due       after so many steps somebody may have finished: one more than the first step of `finish`
     crossings a heap of the steps in which a request fills an attention window, after which it reads no more
 
@@ -42,8 +44,8 @@ class Lane:
     """One stream of steps: when each ended, and who decodes in it."""
 
     __slots__ = (
-        "block_size", "crossings", "due", "ended", "ends", "finish", "full_weight", "grow", "hist", "num", "number",
-        "read", "requests", "stale", "windows",
+        "block_size", "counted", "crossings", "due", "ended", "ends", "finish", "full_weight", "grow", "hist", "num",
+        "number", "over", "read", "requests", "stale", "windows",
     )  # fmt: skip
 
     def __init__(self, requests: Requests, number: int, block_size: int, layers: AttentionLayers) -> None:
@@ -61,6 +63,8 @@ class Lane:
         self.stale: set[int] = set()
         self.due = NOT_DUE + 1
         self.ended: deque[float] | None = None
+        self.counted: list[int] | None = None
+        self.over = 0
         self.crossings: list[tuple[int, int, int, int]] = []
 
     def start(self, request: int, done: int, remaining: int) -> None:
@@ -153,6 +157,8 @@ class Lane:
         self.due = (heap[0] >> KEY_BITS) + 1
         if self.ended is not None:
             self.ended.extend([self.ends[-1]] * num)
+        if self.counted is not None:
+            self.over += sum([self.counted[request] for request in taken])
         return taken, blocks
 
     def steps_to_finish(self) -> int:

@@ -25,8 +25,9 @@ from collections.abc import Sequence
 
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
+from plimsoll.engine.lane import Lane
 from plimsoll.engine.policy import Policy, StepPlan
-from plimsoll.engine.replica import NOBODY, Observer, Replica
+from plimsoll.engine.replica import INFINITE, NOBODY, Observer, Replica
 from plimsoll.engine.requests import Requests
 
 
@@ -240,31 +241,68 @@ class LockstepGroup(RanksTogether):
 
     def _decode_together(self, steps: int, until_s: float) -> None:
         """Up to `steps` decode-only steps; any arrival ends them, as it may go to any rank."""
-        stop_s = min(until_s, self.next_arrival_s)
-        ways, now_s = len(self.ranks), self.now_s
-        busy = [(rank.lane, rank.model) for rank in self.ranks if rank.lane.num]
-        idle = [rank.lane for rank in self.ranks if not rank.lane.num]
-        idle_s = self.step_s(0, 0, 0, 0, 0, 0, 0) if idle else 0.0
-        lines = [(0.0, 0.0, -1)] * len(busy)
-        begin = len(self.lanes[0].ends)
-        ends: array[float] = array("d")
-        for _ in range(steps):
-            slowest_s = idle_s
-            for k, (lane, model) in enumerate(busy):
-                read = ways * lane.read
-                if read >= lines[k][2]:
-                    lines[k] = model.decode_line(ways * lane.num, read)
-                base_s, per_token_s, _ = lines[k]
-                slowest_s = max(slowest_s, base_s + per_token_s * read)
-            now_s += slowest_s
-            ends.append(now_s)
-            for lane, _ in busy:
-                lane.mixed(now_s)
-            if now_s >= stop_s:
-                break
-        for lane in idle:
-            lane.ends.extend(ends)
+        decodes = [(rank.lane, rank.model) for rank in self.ranks if rank.lane.num]
+        idle_s = self.step_s(0, 0, 0, 0, 0, 0, 0) if len(decodes) < len(self.ranks) else 0.0
+        stops_s = min(until_s, self.next_arrival_s), INFINITE
+        ends = decode_ends(decodes, len(self.ranks), idle_s, self.now_s, steps, stops_s)
+        self.now_s = ends[-1]
         for rank in self.ranks:
-            rank.free_blocks -= rank.lane.blocks_for(begin, len(ends))
-            rank.now_s = now_s
-        self.now_s = now_s
+            if rank.lane.num:
+                rank.free_blocks -= rank.lane.blocks_for(len(rank.lane.ends), len(ends))
+            add_decodes(rank.lane, ends)
+            rank.now_s = self.now_s
+
+
+def decode_ends(
+    decodes: Sequence[tuple[Lane, StepModel]],
+    ways: int,
+    idle_s: float,
+    begin_s: float,
+    steps: int,
+    stops_s: tuple[float, float],
+) -> array[float]:
+    """Ends of decode-only steps that ranks take together, each as long as the slowest of them.
+
+    Args:
+        decodes: the decode set of every rank that has one, and its step model.
+        ways: ranks there are.
+        idle_s: what a step takes at least.
+        begin_s: when the first begins.
+        steps: how many at most, at least one; fewer where a lane's attention windows fill up, or a model's line ends.
+        stops_s: no step after the first begins at the first of these or later, or follows one that begins at the second
+            or later.
+    """
+    until_s, last_s = stops_s
+    for lane, _ in decodes:
+        if lane.crossings:
+            steps = min(steps, lane.crossings[0][0] - len(lane.ends))
+    reads = [ways * lane.read for lane, _ in decodes]
+    lines = [model.decode_line(ways * lane.num, read) for (lane, model), read in zip(decodes, reads, strict=True)]
+    grows = [ways * lane.grow for lane, _ in decodes]
+    ends: array[float] = array("d")
+    end_s = begin_s
+    for grow, (_, _, below), read in zip(grows, lines, reads, strict=True):
+        if grow and read + grow * (steps - 1) >= below:
+            steps = (below - read + grow - 1) // grow
+    for _ in range(steps):
+        slowest_s = idle_s
+        for k, (base_s, per_token_s, _) in enumerate(lines):
+            read = reads[k]
+            seconds = base_s + per_token_s * read
+            if seconds > slowest_s:
+                slowest_s = seconds
+            reads[k] = read + grows[k]
+        begin_s = end_s
+        end_s += slowest_s
+        ends.append(end_s)
+        if end_s >= until_s or begin_s >= last_s:
+            break
+    return ends
+
+
+def add_decodes(lane: Lane, ends: array[float]) -> None:
+    """Let a lane have taken decode-only steps that end then."""
+    lane.ends.extend(ends)
+    lane.read += lane.grow * len(ends)
+    if lane.crossings:
+        lane.settle()

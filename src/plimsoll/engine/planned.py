@@ -29,6 +29,8 @@ class PlannedReplica(Replica):
         queue: the waiting queue, where it is in order of priority.
     """
 
+    __slots__ = ("_ahead", "_left", "lingering", "queue")
+
     def __init__(
         self,
         requests: Requests,
@@ -117,15 +119,15 @@ class PlannedReplica(Replica):
     def _admit(self, request: int) -> None:
         """Seat a request, if the plan was made without doing so."""
         if request not in self.running:
-            super()._admit(request)
+            Replica._admit(self, request)  # as super() does, but a million times
 
     def _preempt(self, request: int) -> None:
         """Done while the plan was made."""
 
     def let_go(self, finished: Sequence[int]) -> None:
         """Free the blocks and seats of requests whose last result has been taken."""
-        final, size = self.requests.final, self.block_size
+        final, size, running = self.requests.final, self.block_size, self.running
         for request in finished:
-            if request in self.running:
+            if request in running:
                 self.free_blocks -= -final[request] // size
-                del self.running[request]
+                del running[request]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plimsoll.core.errors import InputError
+from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.engine.policy import UNLIMITED
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from plimsoll.engine.radix_tree import Node
     from plimsoll.engine.requests import Requests
 
+ORDERS = ("fcfs", "lpm", "dfs-weight", "lof", "random")
+IN_RANKS = 0.3
+"""Factor of `schedule_conservativeness` with data-parallel attention (``server_args.py``)."""
 LONG_QUEUE = 128
 """Requests in the queue, beyond which looking up and sorting them all is too slow: first come, first served."""
 RETRACT_DECODE_STEPS = 20
@@ -24,17 +27,44 @@ SAME_BEGINNING = 32
 """Tokens that waiting requests must have in common for all but one of them to wait for the first one's cache."""
 
 
+def check_options(order: str, conservativeness: float, prefill_tokens: int, new_tokens: int, seed: int) -> None:
+    """Refuse what SGLang's scheduler cannot have.
+
+    Raises:
+        InputError, UnknownNameError: an option that cannot be used.
+    """
+    if order not in ORDERS:
+        raise UnknownNameError("schedule_policy", order, ORDERS)
+    if not 0 <= conservativeness < float("inf"):
+        raise InputError("schedule_conservativeness", conservativeness, "give a factor of 0 or more")
+    if min(prefill_tokens, new_tokens) < 1:
+        values = (prefill_tokens, new_tokens)
+        raise InputError("max_prefill_tokens, clip_max_new_tokens", values, "give at least 1 token")
+    if seed < 0:
+        raise InputError("random_seed", seed, "give a whole number of zero or more")
+
+
+def first_ratio(config: EngineConfig, conservativeness: float) -> NewTokenRatio:
+    """The new token ratio of a server that has just started."""
+    factor = conservativeness * IN_RANKS if config.ranks > 1 else conservativeness
+    initial = min(0.7 * factor, 1.0)
+    return NewTokenRatio(initial, min(initial * 0.14, 1.0), 600)
+
+
 def chunk_size(config: EngineConfig, asked: int) -> int:
-    """Prompt tokens of a step: as asked, 0 for the default, -1 for as many as there are.
+    """Prompt tokens of a step: as asked of all ranks together, 0 for the default, -1 for as many as there are.
 
     Raises:
         InputError: not a whole number of blocks.
     """
     if asked == -1:
         return UNLIMITED
-    tokens = asked or max(config.max_num_batched_tokens // config.block_size, 1) * config.block_size
-    if tokens < 1 or tokens % config.block_size:
-        remedy = f"give a multiple of the block size ({config.block_size}), 0 for the default, -1 for whole prompts"
+    tokens = asked // config.ranks or max(config.max_num_batched_tokens // config.block_size, 1) * config.block_size
+    if tokens < 1 or tokens % config.block_size or asked % config.ranks:
+        ranks = "" if config.ranks == 1 else f" for each of the {config.ranks} ranks"
+        remedy = (
+            f"give a multiple of the block size ({config.block_size}){ranks}, 0 for the default, -1 for whole prompts"
+        )
         raise InputError("chunked_prefill_size", asked, remedy)
     return tokens
 

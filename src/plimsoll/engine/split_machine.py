@@ -7,6 +7,8 @@ import dataclasses
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.disaggregated import Machine
+from plimsoll.engine.fleet import expected_tokens
+from plimsoll.engine.machine_cache import MachineCache
 from plimsoll.engine.policy import UNLIMITED
 from plimsoll.engine.replica import Observer
 from plimsoll.engine.requests import Requests
@@ -25,11 +27,25 @@ class Needs:
         whole_blocks: by request, KV blocks of the whole sequence, as long as it is expected to be.
         has_room: by request, whether memory is set aside for it.
         max_preemptions: how often a decode is left out before it goes first.
+        decodes_at: by request, the machine where it will decode.
     """
 
+    decodes_at: list[SplitMachine] = dataclasses.field(default_factory=list)
     whole_blocks: list[int]
     has_room: bytearray
     max_preemptions: int
+
+
+def needs_of(requests: Requests, config: EngineConfig, machine: SplitMachine, max_preemptions: int) -> Needs:
+    """The needs of a run's requests, before anybody has been given a place; `machine` stands for all of these."""
+    longest = expected_tokens(requests.workload, requests.output)
+    expected = [max(told, true) for told, true in zip(longest, requests.final, strict=True)]
+    return Needs(
+        decodes_at=[machine] * len(requests),
+        whole_blocks=[min(-(-told // config.block_size), config.num_blocks) for told in expected],
+        has_room=bytearray(len(requests)),
+        max_preemptions=max_preemptions,
+    )
 
 
 class SplitMachine(Machine):
@@ -52,6 +68,8 @@ class SplitMachine(Machine):
         "awaited", "began_s", "blocked", "home", "in_line", "left_out", "limit", "needs", "paused_at",
         "pending_tokens", "pool", "starving", "stuck_at",
     )  # fmt: skip
+
+    sets_aside = True
 
     def __init__(
         self, requests: Requests, config: EngineConfig, model: StepModel, number: int, observer: Observer | None
@@ -96,7 +114,7 @@ class SplitMachine(Machine):
                     until_s = coming[0][0]
                 self.begin_decodes(now_s, UNLIMITED, until_s)
                 return True
-        elif not running:
+        elif not running and self.cache is None:
             request, lengths = waiting[0], self.requests.prompt
             if self.needs.has_room[request] and (
                 len(waiting) == 1 or lengths[request] + lengths[waiting[1]] > self.config.max_num_batched_tokens
@@ -134,7 +152,10 @@ class SplitMachine(Machine):
             if releases:
                 self.take_releases(now_s)
             if self.stuck_at != (self.free_blocks, len(self.waiting), len(starved)):
-                prompts, left = self._prompts(len(starved))
+                if self.cache is None:
+                    prompts, left = self._prompts(len(starved))
+                else:
+                    prompts, left = self._prompts_looked_up(self.cache, len(starved), now_s)
                 if prompts:
                     room = left
         if len(running) > room + len(starved):
@@ -161,6 +182,38 @@ class SplitMachine(Machine):
             slice_begin[request] = step
         self.paused_at.clear()
         self.blocked.clear()
+
+    def _prompts_looked_up(self, cache: MachineCache, num_starved: int, now_s: float) -> tuple[list[int], int]:
+        """As `_prompts`, where they or parts of them may be found in the prefix cache."""
+        cache.receive(now_s, including=True)
+        needs, lengths = self.needs, self.requests.prompt
+        seats = self.config.max_num_seqs - num_starved
+        budget = self.config.max_num_batched_tokens - num_starved
+        chosen: list[int] = []
+        for request in self.waiting:
+            tokens = lengths[request] - cache.found_tokens(request)
+            if not seats or (tokens > budget and (chosen or num_starved)):
+                break
+            whole = needs.whole_blocks[request]
+            if not needs.has_room[request]:
+                if whole > self.free_blocks:
+                    continue
+                self.free_blocks -= whole
+                needs.has_room[request] = True
+            here = needs.decodes_at[request] is self
+            self.starts[request] = cache.compute(request, whole if here else self.blocks(lengths[request]))
+            chosen.append(request)
+            seats -= 1
+            budget -= tokens
+        for request in chosen:
+            self.waiting.remove(request)
+        return chosen, max(0, min(seats, budget))
+
+    def accept(self, request: int, now_s: float) -> int:
+        """KV begins to move to this machine, which has a cache; returns the tokens that do."""
+        assert self.cache is not None
+        self.settle(now_s)
+        return self.cache.accept(request, self.needs.whole_blocks[request])
 
     def _prompts(self, num_starved: int) -> tuple[list[int], int]:
         """Prompts of the step, and for how many more decodes there is room."""
@@ -209,6 +262,9 @@ class SplitMachine(Machine):
     def take_finished(self) -> list[int]:
         """Who got their last token from the lane; their memory is free."""
         finished = self.lane.take_finished()[0]
+        if self.cache is not None:
+            for request in [one for one in self.running if one in finished]:
+                self.let_go(request, self.needs.whole_blocks[request])
         for request in finished:
             self.free_blocks += self.needs.whole_blocks[request]
             del self.running[request]

@@ -148,6 +148,25 @@ class VllmBlocks:
         replica.planned()
         return StepPlan(chunks, preempt=tuple(preempt), pause=pause)
 
+    def evict_last(self, replica: Replica, missing: int) -> StepPlan:
+        """The decode set lacks `missing` blocks, first come first served: who is evicted, from the end of the list.
+
+        As `in_list_order` has it where everybody else gets a token, but without a look at them all.
+        """
+        assert isinstance(replica, PlannedReplica)
+        replica.catch_up()
+        size, preempt = replica.block_size, []
+        while missing > 0:
+            victim, left = next(reversed(replica.running)), replica.num_left()
+            decodes = victim not in replica.prefilling and victim not in replica.lingering
+            if decodes and not replica.cached_tokens(victim) % size:
+                missing -= 1  # it would have needed a block itself
+            replica.evict(victim)
+            missing -= replica.num_left() - left
+            preempt.append(victim)
+        replica.planned()
+        return StepPlan([], preempt=tuple(preempt))
+
     def _victim(self, replica: PlannedReplica) -> int:
         if replica.queue is None:
             return next(reversed(replica.running))

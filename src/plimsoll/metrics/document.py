@@ -33,8 +33,14 @@ use seeds.
 **Too few samples.** A percentile stands on enough samples if, with 99 % confidence, one of them lies beyond it:
 459 for p99, 90 for p95, 44 for p90, 7 for p50. Others are listed in `too_few_samples`.
 
-**Growing queue.** `is_queue_growing` says whether requests kept piling up while they arrived; such a run has no
-steady latency, however short it was.
+**Growing queue.** `is_queue_growing` says whether more arrived than was served, over the last three quarters of the
+arrivals; such a run has no steady latency. Requests *waiting* that pile up (a significant rise, of at least 2 % of the
+arrivals, that never came back down) condemn a run of any length. Requests *in the system* that pile up need a reason,
+since a batch that fills grows too: either they wait for their second token (their KV queues for a link between two
+pools), which again condemns a run of any length, or they take longer than the early ones did, which counts where the
+arrivals last five times as long as those stayed. A run too short for that, or with ever more requests that hardly take
+longer, is not called growing, and `conclusive` is false. In a closed loop, and of requests that come all at once,
+nothing grows. The docstring has how often it is right on queues whose answer is known.
 """
 
 

@@ -110,7 +110,7 @@ def _figures(overheads: Overheads) -> dict[str, Any]:
     return {**seconds, "source": overheads.source, "date": overheads.date}
 
 
-def choose_host_time(engine: str, options: Mapping[str, object], asked: str | None = None) -> HostTime:
+def choose_host_time(engine: str, options: Mapping[str, object], asked: str | None = None, stages: int = 1) -> HostTime:
     """The host time of an engine with its options, or the one that was asked for.
 
     Args:
@@ -118,6 +118,8 @@ def choose_host_time(engine: str, options: Mapping[str, object], asked: str | No
         options: of the policy, the defaults of its version included; ``async_scheduling`` counts.
         asked: names from `list_overheads`, separated by commas: one for steps and one of an API server; ``none`` for
             no time around steps. What is not named is the engine's own, an API server's time only where it is named.
+        stages: pipeline stages; what the scheduler does for a batch then counts once on its way through all of them,
+            since it plans a batch when it is back, while others are on their way.
 
     Raises:
         UnknownNameError: no such name.
@@ -140,6 +142,8 @@ def choose_host_time(engine: str, options: Mapping[str, object], asked: str | No
         ((name, of_steps),) = steps.items()
     else:
         name, of_steps, notes = _own(engine, options)
+        if stages > 1 and of_steps.engine == engine and of_steps.async_scheduling is not None:
+            of_steps, notes = _through(stages, of_steps)
     frontend_name, frontend = next(iter(frontends.items()), ("", NO_OVERHEADS))
     return HostTime(
         name=name, steps=of_steps, frontend_name=frontend_name, frontend=frontend, asked=bool(steps), notes=notes
@@ -165,6 +169,16 @@ def in_use(chosen: HostTime, step_facts: Mapping[str, Any]) -> HostTime:
         raise InputError("--overheads", chosen.name, remedy)
     steps = Overheads(source=str(own or f"in the steps of {name}"))
     return dataclasses.replace(chosen, name=f"{name}'s own", steps=steps, notes=())
+
+
+def _through(stages: int, own: Overheads) -> tuple[Overheads, tuple[str, ...]]:
+    """An engine's own host time of one stage's step, and what to know of it."""
+    if own.async_scheduling:
+        how = "as of asynchronous scheduling, which plans one batch further ahead than is simulated"
+    else:
+        how = "for each sequence it counts once on the way through all of them"
+        own = dataclasses.replace(own, per_sequence_s=own.per_sequence_s / stages)
+    return own, (f"host time with pipeline stages: {how}",)
 
 
 def _own(engine: str, options: Mapping[str, object]) -> tuple[str, Overheads, tuple[str, ...]]:

@@ -4,7 +4,8 @@ Written against aiconfigurator-core 0.12: `sdk.perf_database.get_database`, and 
 lists of operators (1 to 2 µs an operator, 40 µs for the attention of a batch). The package is imported on first use.
 
 Opening the tables of a GPU costs 0.1 s and their first use 0.3 s, in compiled code that holds the interpreter's lock.
-What else the package does on the way is left out where it cannot change an answer (`_c_yaml`, `_lane_order`).
+What else the package does on the way is left out where it cannot change an answer (`_c_yaml`, `_lane_order`), and the
+tables are opened when the first question comes that no earlier process has asked (`silicon_kept`).
 
 An operator is asked once for every number of rows: its seconds are a multiple of those of one layer, so that pipeline
 stages, token budgets and operators of equal shape share them.
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.core.errors import MissingExtraError, OutOfRangeError
+from plimsoll.perf.silicon_kept import Question, open_kept
 
 PACKAGE = "aiconfigurator_core"
 BACKEND = "vllm"
@@ -111,29 +113,44 @@ class SiliconTables:
     Attributes:
         system: the package's name of the GPU.
         version: of the engine that was measured.
-        package_version: of aiconfigurator-core.
+        package_version: the installed one of aiconfigurator-core.
     """
 
     def __init__(self, system: str, version: str) -> None:
         with _quiet(), _c_yaml():
-            from aiconfigurator_core.sdk import common, engine, operations, perf_database
+            from aiconfigurator_core.sdk import common, engine, operations
 
-            version = version or newest_version(system)
-            self._database: Any = perf_database.get_database(system, BACKEND, version) if version else None
-            if self._database is None:
-                raise OutOfRangeError(f"aiconfigurator-core has no {BACKEND} {version} tables of {system}")
-            self._handle = engine._probe_handle_for(self._database, "SILICON")
         self._engine, self.operations, self.common = engine, operations, common
-        self.system, self.version = system, version
+        self.system, self.version = system, version or newest_version(system)
+        self.package_version = _package_version()
         self._lanes: dict[str, list[str]] = {}
-        self._answers: dict[str, dict[tuple[bool, tuple[int, int, int], int | None], list[float]]] = {}
+        self._answers: dict[str, dict[Question, list[float]]] = {}
+        package = Path(engine.__file__).parent.parent
+        self._kept = open_kept(package, self.package_version, system, self.version)
+        if not self._kept:
+            _ = self._handle  # what is wrong with it shows now
 
-    @property
-    def package_version(self) -> str:
-        """Installed version of aiconfigurator-core."""
-        from importlib import metadata
+    @functools.cached_property
+    def _database(self) -> Any:
+        """The package's tables of this GPU.
 
-        return metadata.version("aiconfigurator-core")
+        Raises:
+            OutOfRangeError: it has none.
+        """
+        with _quiet(), _c_yaml():
+            from aiconfigurator_core.sdk import perf_database
+
+            found = perf_database.get_database(self.system, BACKEND, self.version) if self.version else None
+        if found is None:
+            raise OutOfRangeError(f"aiconfigurator-core has no {BACKEND} {self.version} tables of {self.system}")
+        return found
+
+    @functools.cached_property
+    def _handle(self) -> Any:
+        """The compiled engine over them."""
+        database = self._database
+        with _quiet(), _c_yaml():
+            return self._engine._probe_handle_for(database, "SILICON")
 
     def compile(self, *ops: Any) -> Compiled:
         """Operators of the package in the form that `evaluate` takes."""
@@ -160,7 +177,10 @@ class SiliconTables:
         It ranks kernels by their rows in all tables and by those of the requested version alone, for which it loads the
         tables a second time. Where there are no others, the second ranking is the first.
         """
-        if table not in self._lanes:
+        if table in self._lanes:
+            return self._lanes[table]
+        kept = self._kept.order(table)
+        if kept is None:
             from aiconfigurator_core.sdk import engine_table_view
             from aiconfigurator_core.sdk.operations import attention
 
@@ -170,8 +190,10 @@ class SiliconTables:
                     database._source_reports_materialized = True  # only warns of other tables, and that is silenced
                     density = engine_table_view.fetch_attention_lane_density(database, attribute)
                     database._attention_lane_density_cache[1][attribute, False] = density
-                self._lanes[table] = attention.resolved_lane_order_for_op(database, attribute)
-        return self._lanes[table]
+                kept = list(attention.resolved_lane_order_for_op(database, attribute))
+            self._kept.add_order(table, kept)
+        self._lanes[table] = kept
+        return kept
 
     def _is_unmixed(self, filename: str) -> bool:
         """Whether a table has rows of the requested engine and version only."""
@@ -199,11 +221,14 @@ class SiliconTables:
         Raises:
             OutOfRangeError: the tables lack what one of the operators needs.
         """
-        known = self._answers.setdefault(compiled.text, {})
+        known = self._answers.get(compiled.text)
+        if known is None:
+            known = self._answers[compiled.text] = self._kept.answers(compiled.text)
         question = (context, work, rows)
         each_ms = known.get(question)
         if each_ms is None:
             each_ms = known[question] = self._ask(compiled.text, *question)
+            self._kept.add(compiled.text, question, each_ms)
         total_ms = 0.0
         for place, times in compiled.terms:
             total_ms += each_ms[place] * times
@@ -212,8 +237,9 @@ class SiliconTables:
     def _ask(self, text: str, context: bool, work: tuple[int, int, int], rows: int | None) -> list[float]:
         """Milliseconds of each operator of `text`."""
         sequences, tokens, cached = work
+        handle = self._handle
         try:
-            answers = self._handle.evaluate_ops_json(
+            answers = handle.evaluate_ops_json(
                 text,
                 is_context=context,
                 batch_size=sequences,
@@ -227,6 +253,14 @@ class SiliconTables:
             raise OutOfRangeError(reason.split(" at /")[0][:200]) from error
         by_name = {name: float(latency_ms) for name, latency_ms, _, _ in answers}
         return [by_name[str(place)] for place in range(len(by_name))]
+
+
+@functools.cache
+def _package_version() -> str:
+    """Installed version of aiconfigurator-core."""
+    from importlib import metadata
+
+    return metadata.version("aiconfigurator-core")
 
 
 @functools.lru_cache(maxsize=8)

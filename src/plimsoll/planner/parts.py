@@ -6,7 +6,7 @@ import dataclasses
 
 from plimsoll.catalog.engines import Compatibility, EngineFacts, check_compatibility, find_engine, load_engine
 from plimsoll.catalog.rental import Rental, rental
-from plimsoll.core.deployment import EngineSettings
+from plimsoll.core.deployment import EngineSettings, Parallelism
 from plimsoll.core.errors import InfeasibleError, MissingExtraError
 from plimsoll.core.run import Run
 from plimsoll.core.step import StepModel
@@ -43,6 +43,7 @@ class Parts:
         self.request = request
         self.notes: dict[str, str] = {}
         self._models: dict[str, StepModel] = {}
+        self._host_times: dict[tuple[str, Parallelism], HostTime] = {}
         if request.overheads is not None:
             asked = choose_host_time(STAND_IN, {}, request.overheads)
             figures = [(asked.name, asked.steps), (asked.frontend_name, asked.frontend)]
@@ -163,11 +164,14 @@ class Parts:
 
     def host_time(self, config: ReplicaConfig) -> HostTime:
         """Of the engine's version and options, or the one that was asked for."""
-        found, facts = find_engine(config.engine), self.facts(config.engine)
-        name = config.engine if found is None else found.id
-        given, policy = self.request.settings.options, self.policy(config.engine)
-        options = with_option_defaults(given, policy, facts, config.parallelism)
-        return choose_host_time(name, options, self.request.overheads)
+        key = (config.engine, config.parallelism)
+        if key not in self._host_times:
+            found, facts = find_engine(config.engine), self.facts(config.engine)
+            name = config.engine if found is None else found.id
+            given, policy = self.request.settings.options, self.policy(config.engine)
+            options = with_option_defaults(given, policy, facts, config.parallelism)
+            self._host_times[key] = choose_host_time(name, options, self.request.overheads, config.parallelism.pp)
+        return self._host_times[key]
 
     def error_band(self, model: StepModel) -> ErrorBand | None:
         """Where measured step times lie around the model's; None where nobody compared."""

@@ -72,7 +72,10 @@ def counts_within(config: ReplicaConfig, limits: Iterable[GpuLimit]) -> tuple[in
 
 
 def screen(
-    context: Context, configs: Sequence[ReplicaConfig], on_step: Callable[[int], None] | None = None
+    context: Context,
+    configs: Sequence[ReplicaConfig],
+    on_step: Callable[[int], None] | None = None,
+    order: Iterable[int] | None = None,
 ) -> tuple[list[Screened], list[Rejection]]:
     """Compatibility, memory and latencies of a lone request, for every configuration.
 
@@ -80,28 +83,31 @@ def screen(
         context: of the search.
         configs: all of them.
         on_step: called with the number done.
+        order: places in `configs` in the order in which they are looked at; the answer has theirs.
     """
-    kept: list[Screened] = []
-    rejected: list[Rejection] = []
+    found: dict[int, Screened | Rejection] = {}
     refusals: dict[str, InfeasibleError | OutOfRangeError] = {}
-    for done, config in enumerate(configs):
-        counts = counts_within(config, context.request.gpus)
-        try:
-            if config.stem in refusals:
-                raise refusals[config.stem]
-            one = _screen_one(context, config, refusals)
-        except (InfeasibleError, OutOfRangeError) as error:
-            kind = error.constraint if isinstance(error, InfeasibleError) else "data"
-            rejected.append(reject(config, counts, kind, str(error)))
-        else:
-            reason = _missed_alone(context, one)
-            if reason is None:
-                kept.append(one)
-            else:
-                rejected.append(reject(config, counts, *reason))
+    for place in range(len(configs)) if order is None else order:
+        found[place] = _screened_or_not(context, configs[place], refusals)
         if on_step is not None:
-            on_step(done + 1)
-    return kept, rejected
+            on_step(len(found))
+    ordered = [found[place] for place in sorted(found)]
+    return [x for x in ordered if isinstance(x, Screened)], [x for x in ordered if isinstance(x, Rejection)]
+
+
+def _screened_or_not(
+    context: Context, config: ReplicaConfig, refusals: dict[str, InfeasibleError | OutOfRangeError]
+) -> Screened | Rejection:
+    counts = counts_within(config, context.request.gpus)
+    try:
+        if config.stem in refusals:
+            raise refusals[config.stem]
+        one = _screen_one(context, config, refusals)
+    except (InfeasibleError, OutOfRangeError) as error:
+        kind = error.constraint if isinstance(error, InfeasibleError) else "data"
+        return reject(config, counts, kind, str(error))
+    reason = _missed_alone(context, one)
+    return one if reason is None else reject(config, counts, *reason)
 
 
 def screen_one(context: Context, config: ReplicaConfig) -> Screened:

@@ -55,7 +55,7 @@ def search(request: PlanRequest, options: SearchOptions | None = None) -> PlanRe
     progress = options.on_progress
     for engine in request.engines:
         context.parts.policy(engine)  # here, so that what it notes is noted in this process
-    stage = prepare(context, progress)
+    stage = prepare(context, progress, options.num_workers)
     race, rejected = stage.race, stage.rejected
     evaluator = Evaluator(context, options.cache)
     for standing in race.standings:

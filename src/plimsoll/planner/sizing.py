@@ -57,15 +57,18 @@ def with_option_defaults(
 ) -> Mapping[str, Option]:
     """`options` with what the engine's version has by default, where nothing was said.
 
-    NOTE: asynchronous scheduling is simulated with one pipeline stage and one data-parallel rank only. More of them are
-    scheduled synchronously, at the host time of the asynchronous scheduler (which vLLM leaves off with pipeline stages,
-    in 0.32 with the old model runner; there the batches on their way hide the host's work as well).
+    NOTE: asynchronous scheduling is simulated with one pipeline stage only. With more, a version that has it on by
+    default is told nothing: its batches are scheduled when the oldest is back, at the host time of the asynchronous
+    scheduler. vLLM plans one batch further ahead; a request gets a token in every so many batches as there are stages
+    either way (`plimsoll.engine.pipeline`).
     """
     if facts is None or policy != facts.policy:
         return options
     given = dict(facts.option_defaults)
-    if parallelism.pp * parallelism.dp > 1 and given.get("async_scheduling") is True:
-        given.pop("async_scheduling", None)
+    if parallelism.pp > 1:
+        given.update(facts.staged_option_defaults)
+        if given.get("async_scheduling") is True:
+            del given["async_scheduling"]
     return {**given, **options}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from plimsoll.core.errors import InputError
+from plimsoll.planner.ahead import Ahead
 from plimsoll.planner.branch import Race
 from plimsoll.planner.context import Context
 from plimsoll.planner.pool_estimate import balanced_prefill_frac
@@ -33,8 +34,8 @@ class Prepared(NamedTuple):
     num_configs: int
 
 
-def prepare(context: Context, on_progress: OnProgress = silent) -> Prepared:
-    """Enumerate, screen and price.
+def prepare(context: Context, on_progress: OnProgress = silent, num_workers: int | None = 1) -> Prepared:
+    """Enumerate, screen and price; with two processes where `num_workers` allows it and it pays (`planner.ahead`).
 
     Raises:
         InputError: not a single candidate exists.
@@ -42,7 +43,9 @@ def prepare(context: Context, on_progress: OnProgress = silent) -> Prepared:
     configs = enumerate_space(context)
     if not _num_candidates(context, configs):
         raise _nothing_to_try(context)
-    screened, rejected = screen(context, configs, lambda done: on_progress(done, len(configs), "screening"))
+    with Ahead(context, configs, num_workers) as ahead:
+        step = lambda done: on_progress(done, len(configs), "screening")  # noqa: E731
+        screened, rejected = screen(context, configs, step, ahead.order())
     if context.request.pool_engine is not None:
         pooled = pool_configs(context, screened)
         more, out = screen(context, pooled, lambda done: on_progress(done, len(pooled), "screening pools"))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from plimsoll.perf.silicon_kept import flush_all
 from plimsoll.planner.evaluate import Evaluator, Task
 
 PAYS_FROM = {"fork": 3, "fresh": 12}
@@ -27,12 +28,18 @@ _evaluators: dict[str, Evaluator] = {}
 
 def _run_forked(token: str, task: Task[T]) -> T:
     """One task in a forked process, with the evaluator that it was born with."""
-    return _evaluators[token].run(task)
+    return _kept(_evaluators[token].run(task))
 
 
 def _run_fresh(token: str, evaluator: Evaluator, task: Task[T]) -> T:
     """One task in a fresh process, which keeps its first evaluator (and its step models) between tasks."""
-    return _evaluators.setdefault(token, evaluator).run(task)
+    return _kept(_evaluators.setdefault(token, evaluator).run(task))
+
+
+def _kept(result: T) -> T:
+    """A worker is ended from outside: what its tables answered is written after each task."""
+    flush_all()
+    return result
 
 
 def _ignore_interrupts() -> None:
@@ -55,7 +62,7 @@ class Workers:
         self.forks = sys.platform == "linux"
         if num_workers is None:
             pays = num_tasks >= PAYS_FROM["fork" if self.forks else "fresh"]
-            num_workers = min(_num_cores(), 2) if pays else 1
+            num_workers = min(num_cores(), 2) if pays else 1
         self.num_workers = num_workers
         self._pool: Any = None
         self._token = uuid.uuid4().hex
@@ -116,7 +123,8 @@ class Workers:
             self._pool = context.Pool(self.num_workers, _ignore_interrupts)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """That this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS or Windows

@@ -111,7 +111,9 @@ def verdict_line(document: dict[str, Any]) -> str:
     """One line: how much, with its interval, and what fails above."""
     deployment = document["deployment"]
     pools = " + ".join(f"{count} {name}" for name, count in deployment.get("pools", {}).items() if count)
-    where = f"{deployment['model']} on {deployment['num_gpus']} × {deployment['gpu']}{f' ({pools})' if pools else ''}"
+    every = [kind["deployment"] for kind in document.get("kinds", ())] or [deployment]
+    gpus = " + ".join(f"{one['num_gpus']} × {one['gpu']}" for one in every)
+    where = f"{deployment['model']} on {gpus}{f' ({pools})' if pools else ''}"
     if not document["max_load"]:
         return f"{where} carries no load within its targets: {REASONS[document['limited_by']]} at any load"
     sure = f", {100 * document['confidence']:.0f} % interval" if document["confidence"] else ", bracket"

@@ -105,10 +105,11 @@ def _figures(document: dict[str, Any]) -> list[str]:
 def footing(document: dict[str, Any]) -> list[str]:
     """What the answer stands on: settings, memory, sources, notes."""
     lines = []
+    where = " at the highest load that held" if "max_load" in document else ""
     for kind in document.get("kinds", ()):
         gpu, count = kind["deployment"]["gpu"], kind["num_requests"]
         times = f"TTFT {seconds(kind['ttft_p50_s'])} p50, {seconds(kind['ttft_p99_s'])} p99" if count else "none"
-        lines.append(f"{gpu}: {count:,} of the requests, {times}")
+        lines += [] if count is None else [f"{gpu}: {count:,} of the requests{where}, {times}"]
         lines += [f"{gpu}: {line}" for line in _stands_on(kind)]
     lines += [] if document.get("kinds") else _stands_on(document)
     lines += [f"note: {note}" for note in document["notes"]]

@@ -25,6 +25,7 @@ class Traits:
         norms: norms of one layer.
         norm_vectors: vectors of one norm: 1 for RMSNorm, 2 for LayerNorm with a bias.
         qk_norm: norms over a head's queries and keys, one vector of `head_dim` each.
+        wide_qk_norm: norms over all heads' queries and all heads' keys together, with a weight for each channel.
         tied: what a missing `tie_word_embeddings` means.
         bias_fields: whether the config's `attention_bias` and `mlp_bias` are heeded.
         windows: whether a `sliding_window` without further fields holds for every layer (Mistral, Phi-3).
@@ -37,6 +38,7 @@ class Traits:
     norms: int = 2
     norm_vectors: int = 1
     qk_norm: bool = False
+    wide_qk_norm: bool = False
     tied: bool = False
     bias_fields: bool = True
     windows: bool = False
@@ -72,6 +74,14 @@ def layer_windows(fields: Fields, num_layers: int, *, everywhere: bool) -> list[
     return [window] * num_layers
 
 
+def every_nth_is_full(fields: Fields, period: int) -> Fields:
+    """The config, with `layer_types` filled in where it is missing: windows but for every `period`-th layer."""
+    if fields.has("layer_types"):
+        return fields
+    types = ["sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(fields.layers())]
+    return fields.with_defaults({"layer_types": types})
+
+
 def attention(fields: Fields, traits: Traits, window: int | None = None) -> Attention:
     """Attention from the usual fields; `head_dim` defaults to the hidden size over the heads."""
     heads = fields.size("num_attention_heads")
@@ -91,8 +101,15 @@ def attention(fields: Fields, traits: Traits, window: int | None = None) -> Atte
         window=window,
         bias=bias,
         output_bias=bias if traits.output_bias is None else traits.output_bias,
-        qk_norm=2 * head_dim if traits.qk_norm else 0,
+        qk_norm=_qk_norm_params(traits, heads + kv_heads, head_dim),
     )
+
+
+def _qk_norm_params(traits: Traits, num_heads: int, head_dim: int) -> int:
+    """Parameters of the norms of queries and keys of one layer that has `num_heads` query and key heads in all."""
+    if traits.wide_qk_norm:
+        return num_heads * head_dim
+    return 2 * head_dim if traits.qk_norm else 0
 
 
 def check_heads(fields: Fields, heads: int, kv_heads: int) -> None:

@@ -106,6 +106,23 @@ class Fields:
             raise self.fail(name, value, "write a list of whole numbers")
         return tuple(self._checked(name, item, least, most) for item in value)
 
+    def same_size(self, *names: str, default: int | None = None, least: int = 1) -> int:
+        """Like `size`, but the value may also be listed once for each layer, as long as all are equal."""
+        for name in names:
+            listed = self._data.get(name)
+            if isinstance(listed, list):
+                values = self.sizes(name, least=least) or ()
+                if len(set(values)) != 1:
+                    raise self.fail(name, values[:4], "layers that differ in this are not read here")
+                return values[0]
+            if self.has(name):
+                break
+        return self.size(*names, default=default, least=least)
+
+    def is_text(self, name: str) -> bool:
+        """Whether the field holds a string."""
+        return isinstance(self._data.get(name), str)
+
     def part(self, name: str) -> Fields | None:
         """A nested object; None where it is missing."""
         value = self._data.get(name)

@@ -47,6 +47,26 @@ def gated_delta_net(fields: Fields) -> StateSpace:
     )
 
 
+def delta_attention(fields: Fields, linear: Fields) -> StateSpace:
+    """The delta attention of Kimi Linear: a gated delta net whose decay is per channel, its gates of low rank.
+
+    The state is kept in float32, as vLLM's MambaStateDtypeCalculator.kda_state_dtype has it.
+    """
+    hidden = fields.size("hidden_size")
+    heads, head_dim = linear.size("num_heads"), linear.size("head_dim")
+    kernel = linear.size("short_conv_kernel_size", default=4, most=64)
+    width = heads * head_dim
+    gates = 2 * (hidden * head_dim + head_dim * width)
+    return StateSpace(
+        kind="delta_attention",
+        projection_params=4 * hidden * width + gates + hidden * heads,
+        other_params=3 * width * kernel + width + heads + head_dim,
+        state_elements=heads * head_dim * head_dim,
+        conv_elements=3 * width * (kernel - 1),
+        state_bytes_per_element=4,
+    )
+
+
 def mamba1(fields: Fields) -> StateSpace:
     """Mamba as Jamba has it: a state per channel, with norms on the step, input and output vectors."""
     hidden = fields.size("hidden_size")

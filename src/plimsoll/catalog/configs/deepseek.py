@@ -1,4 +1,6 @@
-"""DeepSeek V2, V3, R1, V3.1, V3.2, and Kimi K2 and GLM-5 which copy them: latent attention, routed and shared experts.
+"""DeepSeek V2, V3, R1, V3.1, V3.2, and Kimi K2, GLM-5 and Mistral Large 3 which copy them.
+
+Latent attention, routed and shared experts. Mistral Large 3 has no score-correction bias, as its tensors' names show.
 
 Multi-token-prediction layers (`num_nextn_predict_layers`) are not counted.
 Source: modeling_deepseek_v2.py and modeling_deepseek_v3.py of Hugging Face transformers; the indexer of V3.2:
@@ -13,7 +15,8 @@ from plimsoll.catalog.configs._experts import grouped_experts
 from plimsoll.catalog.configs._fields import Fields
 
 _SPARSE = frozenset(("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM"))
-ARCHITECTURES = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "KimiK25ForConditionalGeneration", *sorted(_SPARSE))
+_UNCORRECTED = frozenset(("DeepseekV2ForCausalLM", "MistralLarge3ForCausalLM"))
+ARCHITECTURES = ("DeepseekV3ForCausalLM", "KimiK25ForConditionalGeneration", *sorted(_UNCORRECTED), *sorted(_SPARSE))
 
 
 def read(fields: Fields, architecture: str) -> ModelSpec:
@@ -23,8 +26,8 @@ def read(fields: Fields, architecture: str) -> ModelSpec:
     dense = DenseMlp(intermediate_size=fields.size("intermediate_size"))
     experts: ChannelMixer = dense
     if fields.has("n_routed_experts"):
-        v2 = architecture == "DeepseekV2ForCausalLM"
-        experts = grouped_experts(fields, correction_bias=fields.text("topk_method") == "noaux_tc" or not v2)
+        corrected = fields.text("topk_method") == "noaux_tc" or architecture not in _UNCORRECTED
+        experts = grouped_experts(fields, correction_bias=corrected)
     num_dense = fields.size("first_k_dense_replace", default=0, least=0)
     step = fields.size("moe_layer_freq", default=1)
     layers: list[Layer] = [

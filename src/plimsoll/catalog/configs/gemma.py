@@ -7,7 +7,7 @@ Source: modeling_gemma*.py and configuration_gemma*.py of Hugging Face transform
 from __future__ import annotations
 
 from plimsoll.catalog.architecture import ModelSpec
-from plimsoll.catalog.configs._decoder import Traits, read_decoder
+from plimsoll.catalog.configs._decoder import Traits, every_nth_is_full, read_decoder
 from plimsoll.catalog.configs._fields import Fields
 
 _TRAITS = {
@@ -36,7 +36,5 @@ def read(fields: Fields, architecture: str) -> ModelSpec:
     else:
         fields = fields.with_defaults(_GEMMA3_DEFAULTS)
         pattern = fields.size("sliding_window_pattern", "_sliding_window_pattern", default=6)
-    if not fields.has("layer_types"):
-        types = ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(fields.layers())]
-        fields = fields.with_defaults({"layer_types": types})
+    fields = every_nth_is_full(fields, pattern)
     return read_decoder(fields, _TRAITS[architecture])

@@ -14,6 +14,9 @@ The rules are those of the paper's section 4.3 and of its implementation's sched
 
 NOTE: an instance's end of the link carries one transfer at a time. Swapping stops the step for as long as it takes.
 
+Where the workload has content ids, all instances have prefix caches (`plimsoll.engine.machine_cache`), and keep to one
+clock. NOTE: a decode instance accepts where the whole prompt fits into its free blocks, also if it has part of it.
+
 While nobody waits at the bridge, decode instances do not matter to each other or to the prefill instances: then they
 are left behind, and brought up when the next prompt is done (`Bridge.serve`). While somebody waits there, or
 users wait for their answers, all instances keep to one clock (`Distserve.watched`).
@@ -30,6 +33,7 @@ from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.bridge import Bridge
 from plimsoll.engine.decode_instance import DecodeInstance
 from plimsoll.engine.disaggregated import Link, Machine
+from plimsoll.engine.machine_cache import MachineCache
 from plimsoll.engine.pools import PooledEngine, check_pools
 from plimsoll.engine.prompts_ahead import PromptsAhead
 from plimsoll.engine.replica import INFINITE, Observer
@@ -69,10 +73,12 @@ class Distserve(PooledEngine):
         for decoder in self.decoders:
             decoder.swap_s_per_token = self.swap_s_per_token
         self.pending = [0] * self.prefill
-        self.machines = [*self.prefills, *self.decoders]
         self.due = [INFINITE] * total
-        self.always_watched = self.prefills[0].attended
-        return self.machines
+        self.add_caches(self.prefills, keeps=False)
+        if self.decode_prefix_cache:
+            self.add_caches(self.decoders, keeps=True)
+        self.always_watched = self.prefills[0].attended or self.prefix_cache
+        return [*self.prefills, *self.decoders]
 
     # -- the clock -------------------------------------------------------------------------------------------------
 
@@ -230,12 +236,17 @@ class Distserve(PooledEngine):
 
     def _route(self, now_s: float, *, including: bool = False) -> None:
         """Rule 1, for arrivals before now, or up to now."""
-        pending, lengths, column, prefills = self.pending, self.requests.prompt, self.requests.replica, self.prefills
-        several = self.prefill > 1
+        pending, counted, column, prefills = self.pending, self.counted, self.requests.replica, self.prefills
+        several, caching = self.prefill > 1, self.prefix_cache
         while self.next_s < now_s or (including and self.next_s == now_s):
+            sent_s = self.next_s
             request = self.take_next()
-            chosen = pending.index(min(pending)) if several else 0
-            pending[chosen] += lengths[request]
+            if caching:
+                chosen = self.least_to_compute(request, prefills, pending, sent_s)
+                counted[request] = self.costs(request, [prefills[chosen]], sent_s)[0]
+            else:
+                chosen = pending.index(min(pending)) if several else 0
+            pending[chosen] += counted[request]
             prefills[chosen].waiting.append(request)
             column[request] = chosen
 
@@ -246,6 +257,9 @@ class Distserve(PooledEngine):
         waiting, due = prefill.waiting, self.due
         if not waiting:
             due[prefill.number] = INFINITE
+            return
+        if prefill.cache is not None:
+            self._begin_looked_up(prefill, prefill.cache, now_s)
             return
         lengths, size, free = self.requests.prompt, prefill.block_size, prefill.free_blocks
         tokens = lengths[waiting[0]]
@@ -267,19 +281,42 @@ class Distserve(PooledEngine):
         prefill.begin_mixed(batch, now_s)
         due[prefill.number] = prefill.now_s
 
+    def _begin_looked_up(self, prefill: Machine, cache: MachineCache, now_s: float) -> None:
+        """The same where prompts, or parts of them, may be found in the instance's prefix cache."""
+        waiting, lengths, due = prefill.waiting, self.requests.prompt, self.due
+        batch: list[int] = []
+        tokens = 0
+        while waiting and len(batch) < self.config.max_num_seqs:
+            request = waiting[0]
+            prompt = lengths[request]
+            tokens += prompt - cache.found_tokens(request)
+            if batch and tokens > self.config.max_num_batched_tokens:
+                break
+            start = cache.compute(request, prefill.blocks(prompt), if_room=True)
+            if start < 0:
+                break
+            prefill.starts[request] = start
+            batch.append(waiting.popleft())
+        prefill.free_blocks = cache.num_free
+        if batch:
+            prefill.begin_mixed(batch, now_s)
+            due[prefill.number] = prefill.now_s
+        else:
+            due[prefill.number] = prefill.releases[0][0] if prefill.releases else INFINITE
+
     def _end_prompts(self, prefill: Machine, now_s: float) -> None:
         """First tokens go to the bridge, last tokens home."""
-        requests, lane, number = self.requests, prefill.lane, prefill.number
+        requests, lane, number, counted = self.requests, prefill.lane, prefill.number, self.counted
         step = len(lane.ends)
         prefill.busy = False
         finished: list[int] = []
         for request in prefill.computing:
             prompt = requests.prompt[request]
-            self.pending[number] -= prompt
+            self.pending[number] -= counted[request]
             if requests.output[request] == 1:
                 lane.start(request, prompt, 0)
                 finished += lane.take_finished()[0]
-                prefill.free_blocks += prefill.blocks(prompt)
+                prefill.free_blocks += prefill.let_go(request, prefill.blocks(prompt))
                 self.answered(now_s)
             else:
                 requests.early_slices.append((request, lane.number, step - 1, step))

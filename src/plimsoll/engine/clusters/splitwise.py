@@ -21,6 +21,10 @@ NOTE: the simulator lets a machine that changes pools take what does not fit; he
 for room lets pass those whose room is set aside. KV goes layer by layer while the prompt is computed
 (`transfer_layers`), for prompts of `overlap_min_tokens` and more; a machine's end of the link does one thing at a time.
 
+Where the workload has content ids, all machines have prefix caches (`plimsoll.engine.machine_cache`), and keep to the
+clock; a prompt's pending tokens are those that were left to compute when it came. NOTE: memory is set aside for whole
+prompts and sequences all the same, so what is shared saves work, not room.
+
 A machine that only decodes matters to nobody before somebody asks for its room: it is left behind until then, and
 brought up by all its steps at once (`Splitwise._bring_up`). Machines with prompts keep to the clock; and all of them do
 where users wait for their answers.
@@ -35,11 +39,10 @@ from collections.abc import Sequence
 from plimsoll.core.step import StepModel
 from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.disaggregated import Link, Machine
-from plimsoll.engine.fleet import expected_tokens
 from plimsoll.engine.pools import PooledEngine, check_pools
 from plimsoll.engine.replica import INFINITE, Observer
 from plimsoll.engine.requests import Requests
-from plimsoll.engine.split_machine import MIXED, PROMPT, TOKEN, Needs, SplitMachine
+from plimsoll.engine.split_machine import MIXED, PROMPT, TOKEN, SplitMachine, needs_of
 
 
 def _pending_tokens(machine: SplitMachine) -> int:
@@ -70,37 +73,31 @@ class Splitwise(PooledEngine):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pools(self.config, {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed})
-        self.homes = [PROMPT] * self.prefill + [TOKEN] * self.decode + [MIXED] * self.mixed
         self.link = Link(
             s_per_token=self.transfer_s_per_token,
             latency_s=self.transfer_latency_s,
             layers=self.transfer_layers,
             overlap_min_tokens=self.overlap_min_tokens,
         )
-        self.has_room = bytearray()
         self.awake: set[int] = set()
         self.in_order = False
 
     def replicas(self, requests: Requests, model: StepModel, observer: Observer | None, /) -> Sequence[Machine]:
         """Prompt machines, then token machines, then mixed ones."""
         self.requests = requests
-        longest = expected_tokens(requests.workload, requests.output)
-        expected = [max(told, true) for told, true in zip(longest, requests.final, strict=True)]
-        size, num_blocks = self.config.block_size, self.config.num_blocks
-        self.whole_blocks = [min(-(-told // size), num_blocks) for told in expected]
-        self.prompt_blocks = [-(-prompt // size) for prompt in requests.prompt]
-        self.has_room = bytearray(len(requests))
-        needs = Needs(whole_blocks=self.whole_blocks, has_room=self.has_room, max_preemptions=self.max_preemptions)
+        self.prompt_blocks = [-(-prompt // self.config.block_size) for prompt in requests.prompt]
+        homes = [PROMPT] * self.prefill + [TOKEN] * self.decode + [MIXED] * self.mixed
         made = (requests, self.config, model)
-        self.splitters = [SplitMachine(*made, number, observer) for number in range(len(self.homes))]
-        for machine, home in zip(self.splitters, self.homes, strict=True):
+        self.splitters = [SplitMachine(*made, number, observer) for number in range(len(homes))]
+        needs = needs_of(requests, self.config, self.splitters[0], self.max_preemptions)
+        self.whole_blocks = needs.whole_blocks
+        for machine, home in zip(self.splitters, homes, strict=True):
             machine.home = machine.pool = home
             machine.needs = needs
-        self.decodes_at: list[SplitMachine] = [self.splitters[0]] * len(requests)
-        self.machines = [*self.splitters]
         self.due = [INFINITE] * len(self.splitters)
-        self.in_order = self.splitters[0].attended
-        return self.machines
+        self.add_caches(self.splitters, keeps=self.decode_prefix_cache)
+        self.in_order = self.splitters[0].attended or self.prefix_cache
+        return self.splitters
 
     # -- the clock -------------------------------------------------------------------------------------------------
 
@@ -217,17 +214,20 @@ class Splitwise(PooledEngine):
 
     def _arrive(self, request: int, now_s: float) -> None:
         """Rules 1 to 3."""
-        found = self._find_behind(request, now_s) if self.decode == 1 and not self.mixed else None
+        alone = self.decode == 1 and not (self.mixed or self.prefix_cache)
+        found = self._find_behind(request, now_s) if alone else None
         at, then = found or self._find(request, now_s)
         if at is not None and then is not None and (found or self._room(request, at, then)):
             then.free_blocks -= self.whole_blocks[request]
             if at is not then:
                 at.free_blocks -= self.prompt_blocks[request]
-            self.has_room[request] = True
+            then.needs.has_room[request] = True
         else:
             at = then = min(self.splitters, key=_pending_tokens)
-        self.decodes_at[request] = then
-        at.pending_tokens += self.requests.prompt[request]
+        then.needs.decodes_at[request] = then
+        if self.prefix_cache:
+            self.counted[request] = self.costs(request, [at], now_s)[0]
+        at.pending_tokens += self.counted[request]
         then.pending_tokens += 1
         if at is not then:
             then.awaited += 1
@@ -263,7 +263,7 @@ class Splitwise(PooledEngine):
                 machine.take_releases(now_s)
             if best is None or machine.pending_tokens < best.pending_tokens:
                 best = machine
-        best = self._not_full(best, request)
+        best = self._not_full(best, request, now_s)
         return None if best is None or self.prompt_blocks[request] > best.free_blocks else (best, then)
 
     def _find(self, request: int, now_s: float) -> tuple[SplitMachine | None, SplitMachine | None]:
@@ -282,13 +282,15 @@ class Splitwise(PooledEngine):
             best = most[pool]
             if best is None or machine.free_blocks > best.free_blocks:
                 most[pool] = machine
+        if self.prefix_cache:
+            self._find_prefix(request, least, now_s)
         need = self.whole_blocks[request]
         then = most[TOKEN]
         if then is None or need > then.free_blocks:
             then = most[MIXED]
             if then is not None and need > then.free_blocks:
                 then = None
-        at = self._not_full(least[PROMPT], request) or self._not_full(least[MIXED], request)
+        at = self._not_full(least[PROMPT], request, now_s) or self._not_full(least[MIXED], request, now_s)
         if at is None:
             at = least[TOKEN]
             self._join_mixed(at)
@@ -297,11 +299,18 @@ class Splitwise(PooledEngine):
             self._join_mixed(then)
         return at, then
 
-    def _not_full(self, machine: SplitMachine | None, request: int) -> SplitMachine | None:
+    def _find_prefix(self, request: int, least: list[SplitMachine | None], now_s: float) -> None:
+        """Where a prompt would leave the fewest tokens to compute, of machines that do so."""
+        for pool in (PROMPT, MIXED):
+            if members := [machine for machine in self.splitters if machine.pool == pool]:
+                pending = [machine.pending_tokens for machine in members]
+                least[pool] = members[self.least_to_compute(request, members, pending, now_s)]
+
+    def _not_full(self, machine: SplitMachine | None, request: int, now_s: float) -> SplitMachine | None:
         if machine is None or not machine.waiting:
             return machine
-        full = machine.pending_tokens + self.requests.prompt[request] > self.max_pending_tokens
-        return None if full else machine
+        tokens = self.costs(request, [machine], now_s)[0] if self.prefix_cache else self.requests.prompt[request]
+        return None if machine.pending_tokens + tokens > self.max_pending_tokens else machine
 
     def _join_mixed(self, machine: SplitMachine | None) -> None:
         if machine is not None:
@@ -329,11 +338,11 @@ class Splitwise(PooledEngine):
 
     def _end_prompts(self, machine: SplitMachine, now_s: float) -> list[int]:
         """Prompts are computed; returns whoever needs no more than that."""
-        requests, lane, step = self.requests, machine.lane, len(machine.lane.ends)
+        requests, lane, step, counted = self.requests, machine.lane, len(machine.lane.ends), self.counted
         finished: list[int] = []
         for request in machine.computing:
-            prompt, output, then = requests.prompt[request], requests.output[request], self.decodes_at[request]
-            machine.pending_tokens -= prompt
+            prompt, output, then = requests.prompt[request], requests.output[request], machine.needs.decodes_at[request]
+            machine.pending_tokens -= counted[request]
             if then is not machine:
                 then.awaited -= 1
             if output == 1:
@@ -353,6 +362,7 @@ class Splitwise(PooledEngine):
 
     def _forget(self, request: int, machine: SplitMachine, then: SplitMachine, now_s: float) -> None:
         """A request that does not decode needs no room for it."""
+        machine.let_go(request, (self.whole_blocks if then is machine else self.prompt_blocks)[request])
         if then is not machine:
             self._bring_up(then, now_s)
         then.pending_tokens -= 1
@@ -370,6 +380,9 @@ class Splitwise(PooledEngine):
         if then.link_free_s > begin_s:
             begin_s = then.link_free_s
         prompt, link = self.requests.prompt[request], self.link
+        if source.cache is not None:
+            source.cache.leaving.append(request)
+            prompt = then.accept(request, now_s)
         rest_s = prompt * link.s_per_token if link.layers == 1 else link.rest_s(prompt, now_s - source.began_s)
         source.link_free_s = then.link_free_s = done_s = begin_s + rest_s
         there_s = done_s + link.latency_s
@@ -377,6 +390,8 @@ class Splitwise(PooledEngine):
             self.requests.replica[request] = then.number
         source.releases.append((there_s, self.prompt_blocks[request]))
         then.coming.append((there_s, request))
+        if then.cache is not None:
+            then.cache.expect(request, there_s)
         if then.busy:
             if there_s < then.now_s:
                 then.cut(there_s)

@@ -11,13 +11,16 @@
 4. If the next decode step lacks memory, requests are retracted: those with the fewest generated tokens first, among
    them the longest prompt, at least one. They go to the back of the queue, and the ratio becomes what the others have
    generated, and 20 tokens each, over what they may.
-5. An idle server starts again with the first ratio.
-6. With pipeline stages each has a batch of its own, with its share of the seats.
+5. An idle server starts again with the first ratio. With pipeline stages each has a batch of its own, with its share
+   of the seats.
+6. Data-parallel ranks (``enable_dp_attention``) get requests in turn and share `chunked_prefill_size`. The first ratio
+   is 0.3 of what it would be. A rank without work runs along; only when all are idle they start again with that.
 
-Source: https://github.com/sgl-project/sglang, python/sglang/srt/managers of 0.5: schedule_policy.py at 00550cd1
+Source: https://github.com/sgl-project/sglang, python/sglang/srt of 0.5: managers/schedule_policy.py at 00550cd1
 (``SchedulePolicy``, ``PrefillAdder``), scheduler.py (``get_next_batch_to_run``, ``get_new_batch_prefill``,
-``update_running_batch``, ``self_check_during_idle``), schedule_batch.py (``retract_decode``), and server_args.py for
-the defaults: fcfs, 16384 prefill tokens, chunks by the GPU's memory (in the catalogue: tokens of a step).
+``update_running_batch``, ``self_check_during_idle``, ``prepare_mlp_sync_batch``), schedule_batch.py
+(``retract_decode``), data_parallel_controller.py (``round_robin_scheduler``), and server_args.py for the defaults:
+fcfs, 16384 prefill tokens, chunks by the GPU's memory (in the catalogue: tokens of a step).
 
 NOTE: the overlap schedule, which learns of an end one step later, is simulated as if it were off. Prompt, answer and a
 page must fit; a request that does not is rejected, one that could generate more is told less. Where SGLang would run
@@ -32,23 +35,23 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.step import FULL_ATTENTION
-from plimsoll.engine.general_plan import INFINITE, UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
 from plimsoll.engine.general_radix import RadixPipeline, RadixReplica
 from plimsoll.engine.requests import NEVER
 from plimsoll.engine.sglang_budget import PrefillBudget, take_at_once
-from plimsoll.engine.sglang_rules import RETRACT_DECODE_STEPS, NewTokenRatio, QueueOrder, chunk_size
+from plimsoll.engine.sglang_rules import RETRACT_DECODE_STEPS, QueueOrder, check_options, chunk_size, first_ratio
 
 if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Sequence
+
     from plimsoll.core.step import StepModel
     from plimsoll.engine.config import EngineConfig
     from plimsoll.engine.general_state import GeneralState
     from plimsoll.engine.policy import Policy
     from plimsoll.engine.replica import Observer, Replica
     from plimsoll.engine.requests import Requests
-
-ORDERS = ("fcfs", "lpm", "dfs-weight", "lof", "random")
 
 
 class Sglang(GeneralPolicy):
@@ -58,7 +61,7 @@ class Sglang(GeneralPolicy):
         config: seats (``max_running_requests``), block size (``page_size``), tokens of a chunk.
         schedule_policy: ``fcfs``, ``lpm`` (first come, first served with more than 128 waiting), ``dfs-weight``,
             ``lof`` (longest output first) or ``random``; without a cache the second and third are the first.
-        chunked_prefill_size: prompt tokens of a step; 0 is `max_num_batched_tokens`, -1 leaves prompts whole.
+        chunked_prefill_size: prompt tokens of a step, of all ranks; 0 is `max_num_batched_tokens`, -1 whole prompts.
         max_prefill_tokens: prompt tokens of a step after which nobody else is taken.
         enable_mixed_chunk: whether decodes run along with prompts.
         schedule_conservativeness: factor of the first new token ratio.
@@ -74,6 +77,7 @@ class Sglang(GeneralPolicy):
 
     memory = "pages"
     pipelined = True
+    steps_together = True
 
     def __init__(
         self,
@@ -89,35 +93,24 @@ class Sglang(GeneralPolicy):
         cache_own_blocks: bool = False,
         random_seed: int = 0,
     ) -> None:
-        if schedule_policy not in ORDERS:
-            raise UnknownNameError("schedule_policy", schedule_policy, ORDERS)
-        if not 0 <= schedule_conservativeness < float("inf"):
-            raise InputError("schedule_conservativeness", schedule_conservativeness, "give a factor of 0 or more")
-        if min(max_prefill_tokens, clip_max_new_tokens) < 1:
-            values = (max_prefill_tokens, clip_max_new_tokens)
-            raise InputError("max_prefill_tokens, clip_max_new_tokens", values, "give at least 1 token")
-        if random_seed < 0:
-            raise InputError("random_seed", random_seed, "give a whole number of zero or more")
+        check_options(schedule_policy, schedule_conservativeness, max_prefill_tokens, clip_max_new_tokens, random_seed)
         self.size, self.seats = config.block_size, config.max_num_seqs
+        self.in_ranks, self._next_rank = config.ranks > 1, 0
         self.chunk_size = chunk_size(config, chunked_prefill_size)
-        self.max_prefill_tokens, self.clip = max_prefill_tokens, clip_max_new_tokens
-        self.mixed = enable_mixed_chunk
+        self.max_prefill_tokens, self.clip, self.mixed = max_prefill_tokens, clip_max_new_tokens, enable_mixed_chunk
         self.order_name, self.random_seed = schedule_policy, random_seed
         self.caching, self.cache_own_blocks = not disable_radix_cache, cache_own_blocks
-        initial = min(0.7 * schedule_conservativeness, 1.0)
-        self.ratio = NewTokenRatio(initial, min(initial * 0.14, 1.0), 600)
+        self.ratio = first_ratio(config, schedule_conservativeness)
         self.most_new: list[int] = []
         self.clipped_new: list[int] = []
         self.spans: list[int] = []
-        self.full = False
         self.ghosts: list[int] = []
         self.tree: RadixReplica | None = None
         self.order: QueueOrder | None = None
         self.turn: dict[int, int] | None = None
         self._next_turn = self._first_turn = self._mark = self._spans = self._batch = 0
         self._batches: list[tuple[bool, list[int], bool, int, int]] = [(False, [], False, 0, 0)]
-        self._decoding = self.is_cut = self._slow = False
-        self._is_plain = False
+        self.full = self._decoding = self.is_cut = self._slow = self._is_plain = False
         self.room_tokens = 0.0  # at the last step: free, and not taken to be needed
         self._budget = PrefillBudget(self)
         self._prompts = GeneralPlan(decode=self.mixed, wakes_on_arrival=False)
@@ -162,6 +155,17 @@ class Sglang(GeneralPolicy):
         self.ghosts.clear()
         self.full = False
 
+    def deal(self, ranks: Sequence[GeneralState], waiting: deque[int], /) -> None:
+        """To one rank after the other."""
+        while waiting:
+            ranks[self._next_rank].waiting.append(waiting.popleft())
+            self._next_rank = (self._next_rank + 1) % len(ranks)
+
+    def idled(self) -> None:
+        """No rank has anything to do, so what the ratio has lost since it was looked at does not count."""
+        self._decoding = False
+        self.ratio.reset()
+
     def entered(self, batch: int, /) -> None:
         """Each stage has a batch of its own: whether it is full, who still has a seat in it, and what it did last."""
         self._batches[self._batch] = (self.full, self.ghosts, self._decoding, self._mark, self._spans)
@@ -176,7 +180,7 @@ class Sglang(GeneralPolicy):
         if self._decoding:
             self._decoding = False
             self.ratio.decay(len(lane.ends) - self._mark)
-        if not view.seated and view.now_s > self._last_end_s(view):
+        if not view.seated and view.now_s > view.last_end_s:
             self._went_idle()
         if view.prefilling or (view.waiting and not self.full):
             if self._is_plain:
@@ -211,6 +215,8 @@ class Sglang(GeneralPolicy):
     def _without_decodes(self, view: GeneralState, retracted: tuple[int, ...]) -> GeneralPlan:
         """A round of the scheduler in which nobody decodes, and the next, which may take prompts again."""
         self.full = False
+        if self.in_ranks:
+            return GeneralPlan(decode=False, evicted=retracted)
         if len(view.seated) == len(view.prefilling):
             self._went_idle()
         chunks = self._take_prompts(view)
@@ -220,16 +226,13 @@ class Sglang(GeneralPolicy):
         assert len(view.seated) > len(view.prefilling), "an empty server can take any request that it accepts"
         return GeneralPlan(decode=False, evicted=retracted)
 
-    @staticmethod
-    def _last_end_s(view: GeneralState) -> float:
-        return max((lane.ends[-1] for lane in view.lanes if lane.ends), default=INFINITE)
-
     def _went_idle(self) -> None:
         """A round of the scheduler in which nothing runs."""
         self.ghosts.clear()
         self.full = False
         self._batches = [(False, [], decoding, mark, spans) for _, _, decoding, mark, spans in self._batches]
-        self.ratio.reset()
+        if not self.in_ranks:
+            self.ratio.reset()
 
     def _prompt_step(self, view: GeneralState, chunks: list[Chunk], retracted: tuple[int, ...] = ()) -> GeneralPlan:
         """A step of chunks. Who completes a prompt joins the batch behind the others; in a mixed step, before them."""

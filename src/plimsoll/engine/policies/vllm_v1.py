@@ -106,8 +106,10 @@ class VllmV1:
         self._fill_plan = StepPlan([], wakes_on_arrival=False, fill=self.budget)
         self.decode_until_arrival = StepPlan([], holds=UNLIMITED)
         self.decode_until_finish = StepPlan([], holds=UNLIMITED, wakes_on_arrival=False)
-        # A request that does not fit keeps those behind it waiting, but not one that arrives with more urgency.
-        self.decode_blocked = self.decode_until_arrival if self.by_priority else self.decode_until_finish
+        # A request that does not fit keeps those behind it waiting, but not one that arrives with more urgency. A whole
+        # prompt may fit even before results are in: who gets nothing more leaves it budget.
+        waits = not (self.by_priority or (self.late and not self.chunked))
+        self.decode_blocked = self.decode_until_finish if waits else self.decode_until_arrival
         self._blocks: VllmBlocks | None = None
 
     def make_replica(
@@ -143,7 +145,7 @@ class VllmV1:
             return self._in_list_order(replica)
         free = replica.free_blocks - lane.hist[-len(lane.ends) % size]
         if free < 0:
-            return self._in_list_order(replica) if self._blocks else self._evict_last(replica, -free)
+            return self._evict_last(replica, -free)
         if replica.prefilling:
             # Without a threshold there is one part-way prefill at most, and it is the last of the running list.
             (request,) = replica.prefilling
@@ -153,7 +155,7 @@ class VllmV1:
             free += -(done + tokens) // size - -done // size
             if free < 0:
                 # The last of the list evicts itself.
-                return self._in_list_order(replica) if self._blocks else StepPlan([], preempt=(request,))
+                return self._evict_last(replica, 1) if self._blocks else StepPlan([], preempt=(request,))
             if not tokens:
                 return self._in_list_order(replica)
             if tokens < left:
@@ -218,6 +220,10 @@ class VllmV1:
         vLLM goes through the list and evicts when a request finds no block. Since the victims are the last, who have
         not had their turn, this ends where the fewest evictions leave enough for everybody before them.
         """
+        if self._blocks is not None and self.by_priority:
+            return self._blocks.in_list_order(replica)
+        if self._blocks is not None:
+            return self._blocks.evict_last(replica, missing)
         size = self.block_size
         preempt: list[int] = []
         for victim in reversed(replica.running):
