@@ -32,14 +32,14 @@ from typing import Any
 from engine_speed import NUM_BLOCKS, TRACE, config, draw, roofline
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.bridge import Bridge
-from plimsoll.engine.disaggregated import Machine
-from plimsoll.engine.following import Course
-from plimsoll.engine.lane import Lane
-from plimsoll.engine.late import LateReplica
-from plimsoll.engine.outlook import Outlook
+from plimsoll.engine.fleets.following import Course
+from plimsoll.engine.fleets.outlook import Outlook
 from plimsoll.engine.plugins import list_plugins
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.pools.bridge import Bridge
+from plimsoll.engine.pools.disaggregated import Machine
+from plimsoll.engine.replicas.lane import Lane
+from plimsoll.engine.replicas.late import LateReplica
+from plimsoll.engine.replicas.replica import Replica
 
 LINK = {"transfer_s_per_token": 2e-5, "transfer_latency_s": 8e-3}
 ALONE = "one replica"

@@ -16,7 +16,7 @@ from plimsoll.core.step import AttentionLayers, Line, StepCost, StepShape
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.policy import StepPlan
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.replicas.replica import Replica
 from plimsoll.perf.profiles.model import Profiled
 
 ID_TOKENS = 16

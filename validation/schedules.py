@@ -21,10 +21,10 @@ from plimsoll.core.source import Source
 from plimsoll.core.step import FULL_ATTENTION, AttentionLayers, StepCost, StepShape
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.late import LateReplica
 from plimsoll.engine.policies.vllm_v1 import VllmV1
 from plimsoll.engine.policy import StepPlan
-from plimsoll.engine.replica import INFINITE, Replica
+from plimsoll.engine.replicas.late import LateReplica
+from plimsoll.engine.replicas.replica import INFINITE, Replica
 from plimsoll.engine.requests import Requests
 
 Row = dict[str, Any]

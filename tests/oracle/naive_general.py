@@ -1,6 +1,6 @@
 """The general kernel the slow way: every request, every step, no aggregates, no lanes, and the policy asked every time.
 
-Written from the contract in `plimsoll.engine.general_plan`, not from the fast kernel, which must give the same bits.
+Written from the contract in `plimsoll.engine.general.plan`, not from the fast kernel, which must give the same bits.
 The policy is the same class: what is checked is that the kernel carries out what the policy says, and that each plan
 says the truth about how long it holds. Times are added left to right: a step ends at ``start + step_s(...)``.
 """
@@ -36,7 +36,7 @@ class Row:
 
 
 class NaiveReplica:
-    """The view and the steps. Policies read what `plimsoll.engine.general_plan` lists."""
+    """The view and the steps. Policies read what `plimsoll.engine.general.plan` lists."""
 
     def __init__(self, requests: Requests, config: EngineConfig, model: StepModel) -> None:
         self.requests, self.config, self.model = requests, config, model

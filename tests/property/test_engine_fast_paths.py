@@ -8,13 +8,13 @@ import os
 import numpy as np
 import pytest
 
-import plimsoll.engine.lane as lane_module
+import plimsoll.engine.replicas.lane as lane_module
 from plimsoll.core.run import Run
 from plimsoll.engine import simulate
-from plimsoll.engine.contents import Chain
-from plimsoll.engine.general_lane import NumberQueue, SortedQueue
-from plimsoll.engine.lane import stretch_ends
-from plimsoll.engine.radix_tree import Node, RadixTree
+from plimsoll.engine.general.lane import NumberQueue, SortedQueue
+from plimsoll.engine.prefix.contents import Chain
+from plimsoll.engine.prefix.radix_tree import Node, RadixTree
+from plimsoll.engine.replicas.lane import stretch_ends
 from tests.property.test_engine_general_oracle import OPTIONS, random_case
 
 CASES = int(os.environ.get("PLIMSOLL_ORACLE_CASES", "300"))

@@ -21,8 +21,8 @@ from plimsoll.core.columns import floats, ints
 from plimsoll.core.run import Status
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.general_plan import GeneralPolicy
-from plimsoll.engine.general_rules import longest_sequence
+from plimsoll.engine.general.plan import GeneralPolicy
+from plimsoll.engine.general.rules import longest_sequence
 from plimsoll.engine.plugins import list_plugins, load_plugin
 from tests.oracle.models import KinkedModel, SkewedModel, maybe_skewed
 from tests.oracle.naive_general import naive_general

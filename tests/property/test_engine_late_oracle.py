@@ -19,7 +19,7 @@ from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.policies.vllm_v1 import VllmV1
 from plimsoll.engine.policy import StepPlan
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.replicas.replica import Replica
 from tests.oracle.models import KinkedModel, SkewedModel, maybe_skewed
 from tests.oracle.naive_clock import clocked
 from tests.property.test_engine_prefix_oracle import LAYERS, check, random_case

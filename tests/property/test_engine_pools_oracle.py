@@ -14,12 +14,12 @@ import pytest
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.bridge import Bridge
 from plimsoll.engine.clusters.splitwise import Splitwise
-from plimsoll.engine.decode_instance import DecodeInstance
 from plimsoll.engine.plugins import list_plugins
-from plimsoll.engine.prompts_ahead import PromptsAhead
-from plimsoll.engine.split_machine import SplitMachine
+from plimsoll.engine.pools.bridge import Bridge
+from plimsoll.engine.pools.decode_instance import DecodeInstance
+from plimsoll.engine.pools.prompts_ahead import PromptsAhead
+from plimsoll.engine.pools.split_machine import SplitMachine
 from tests.oracle.models import KinkedModel, LinedModel, SkewedModel
 from tests.oracle.naive_pools import Box, NaiveSplitwise, naive_pools
 from tests.oracle.naive_vllm import Request

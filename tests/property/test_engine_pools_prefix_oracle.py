@@ -15,8 +15,8 @@ from plimsoll.core.columns import floats, ints
 from plimsoll.core.run import Run, Status
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.machine_cache import MachineCache
-from plimsoll.engine.prefix_pool import PrefixPool
+from plimsoll.engine.pools.machine_cache import MachineCache
+from plimsoll.engine.prefix.prefix_pool import PrefixPool
 from tests.oracle.naive_pools import Box, naive_pools
 from tests.oracle.naive_pools_cached import CachingDistserve, naive_cached_pools
 from tests.oracle.naive_vllm import Request

@@ -16,7 +16,7 @@ from plimsoll.core.step import StepShape
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.policy import StepPlan
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.replicas.replica import Replica
 from tests.oracle.models import KinkedModel, SkewedModel, with_longest
 from tests.oracle.naive_clock import content_of, settings_of
 from tests.oracle.naive_server import Arrival, Served, Server

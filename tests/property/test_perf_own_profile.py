@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.core.errors import InputError
-from plimsoll.engine.replica_state import window_pairs
+from plimsoll.engine.replicas.replica_state import window_pairs
 from plimsoll.perf.profiles.own_experts import OwnExperts, expected_experts, most_experts
 from plimsoll.perf.profiles.own_format import (
     FORMAT,

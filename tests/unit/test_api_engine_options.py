@@ -96,7 +96,7 @@ def test_a_composition_is_no_engine_and_the_answer_says_where_it_goes(name: str)
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    text = "from plimsoll.engine.general_plan import GeneralPolicy\n\n\nclass Mine(GeneralPolicy):\n"
+    text = "from plimsoll.engine.general.plan import GeneralPolicy\n\n\nclass Mine(GeneralPolicy):\n"
     text += "    def __init__(self, config):\n        pass\n\n    def plan(self, view):\n        return view.nothing\n"
     (tmp_path / "mine.py").write_text(text)
     monkeypatch.chdir(tmp_path)

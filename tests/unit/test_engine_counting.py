@@ -12,11 +12,12 @@ import pytest
 
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.workload import Workload
-from plimsoll.engine import EngineConfig, cluster, counting, simulate
-from plimsoll.engine.counting import CountingFleet, TooPatientError
-from plimsoll.engine.outlook import Outlook
+from plimsoll.engine import EngineConfig, cluster, simulate
+from plimsoll.engine.fleets import counting
+from plimsoll.engine.fleets.counting import CountingFleet, TooPatientError
+from plimsoll.engine.fleets.outlook import Outlook
 from plimsoll.engine.policies.vllm_v1 import VllmV1
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.replicas.replica import Replica
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel, SkewedModel
 from tests.single_steps import Silent, counted_calls, same_as_single_steps

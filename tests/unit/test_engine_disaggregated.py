@@ -13,7 +13,7 @@ from plimsoll.core.errors import InfeasibleError, InputError
 from plimsoll.core.run import Run, Status
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.disaggregated import Link
+from plimsoll.engine.pools.disaggregated import Link
 from tests.oracle.models import KinkedModel
 from validation.schedules import OneSecond
 

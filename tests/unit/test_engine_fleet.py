@@ -12,10 +12,10 @@ import pytest
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, cluster, simulate
-from plimsoll.engine.fleet import Fleet, expected_tokens
-from plimsoll.engine.following import FollowingFleet
+from plimsoll.engine.fleets.fleet import Fleet, expected_tokens
+from plimsoll.engine.fleets.following import FollowingFleet
 from plimsoll.engine.plugins import list_plugins
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.replicas.replica import Replica
 from tests.oracle.models import KinkedModel
 from tests.single_steps import counted_calls, same_as_single_steps
 

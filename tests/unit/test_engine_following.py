@@ -11,9 +11,9 @@ import pytest
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, cluster, simulate
-from plimsoll.engine.following import Course, FollowingFleet, followed
+from plimsoll.engine.fleets.following import Course, FollowingFleet, followed
 from plimsoll.engine.policies.vllm_v1 import VllmV1
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.replicas.replica import Replica
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel
 from tests.single_steps import Silent, counted_calls, same_as_single_steps

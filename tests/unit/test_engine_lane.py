@@ -8,8 +8,8 @@ import pytest
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.step import AttentionLayers
 from plimsoll.core.workload import Workload
-from plimsoll.engine.lane import Lane
-from plimsoll.engine.replica import window_pairs
+from plimsoll.engine.replicas.lane import Lane
+from plimsoll.engine.replicas.replica import window_pairs
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel
 

@@ -12,9 +12,9 @@ from plimsoll.core.step import FULL_ATTENTION
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.cluster import can_step_together
-from plimsoll.engine.lane import Lane
-from plimsoll.engine.lockstep import add_decodes, decode_ends
-from plimsoll.engine.replica import INFINITE
+from plimsoll.engine.replicas.lane import Lane
+from plimsoll.engine.replicas.lockstep import add_decodes, decode_ends
+from plimsoll.engine.replicas.replica import INFINITE
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel
 

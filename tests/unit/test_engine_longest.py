@@ -11,12 +11,12 @@ from plimsoll.core.run import Run
 from plimsoll.core.step import StepShape
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.lane import Lane
-from plimsoll.engine.longest import LongestLane, WithLongest, lane_for, needs_longest
-from plimsoll.engine.pipeline import PipelineReplica
 from plimsoll.engine.policies.vllm_v1 import VllmV1
-from plimsoll.engine.rank_group import NotingModel
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.replicas.lane import Lane
+from plimsoll.engine.replicas.longest import LongestLane, WithLongest, lane_for, needs_longest
+from plimsoll.engine.replicas.pipeline import PipelineReplica
+from plimsoll.engine.replicas.rank_group import NotingModel
+from plimsoll.engine.replicas.replica import Replica
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel, SkewedModel
 from validation._replay import seen_s

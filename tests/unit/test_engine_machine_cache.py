@@ -15,8 +15,8 @@ from plimsoll.engine import EngineConfig, plugins, simulate
 from plimsoll.engine.cluster import CLUSTERS
 from plimsoll.engine.clusters.distserve import Distserve
 from plimsoll.engine.clusters.splitwise import Splitwise
-from plimsoll.engine.disaggregated import Machine
-from plimsoll.engine.machine_cache import MachineCache
+from plimsoll.engine.pools.disaggregated import Machine
+from plimsoll.engine.pools.machine_cache import MachineCache
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel
 from validation.schedules import OneSecond

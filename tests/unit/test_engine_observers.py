@@ -8,7 +8,7 @@ import pytest
 
 from plimsoll.engine import simulate
 from plimsoll.engine.policy import StepPlan
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.replicas.replica import Replica
 from tests.oracle.models import KinkedModel
 from tests.property.test_engine_oracle import random_case
 

@@ -68,7 +68,7 @@ def test_a_users_file_holds_a_class_named_like_it(tmp_path: Path) -> None:
         ("class Broken:\n    pass\n", "its class Broken has no method plan(view)"),
         ("class Broken:\n    plan = 3\n", "its class Broken has no method plan(view)"),
         (
-            "from plimsoll.engine.general_plan import GeneralPolicy\nclass Broken(GeneralPolicy): ...\n",
+            "from plimsoll.engine.general.plan import GeneralPolicy\nclass Broken(GeneralPolicy): ...\n",
             "no method plan(view)",
         ),
         ("class Other:\n    pass\n", "must hold a class named Broken"),
@@ -91,7 +91,7 @@ def test_a_missing_file_and_an_unknown_name_say_so() -> None:
         load_plugin(POLICIES, "vllm1", "--engine")
 
 
-HEAD = "from plimsoll.engine.general_plan import GeneralPlan, GeneralPolicy\n\n\nclass Mine(GeneralPolicy):\n"
+HEAD = "from plimsoll.engine.general.plan import GeneralPlan, GeneralPolicy\n\n\nclass Mine(GeneralPolicy):\n"
 INIT = "    def __init__(self, config):\n        pass\n\n"
 PLAN = "    def plan(self, view):\n        "
 

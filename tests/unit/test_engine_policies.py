@@ -15,7 +15,7 @@ from plimsoll.core.source import Source
 from plimsoll.core.step import FULL_ATTENTION, StepCost, StepShape
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.general_buddy import Buddy
+from plimsoll.engine.general.buddy import Buddy
 from plimsoll.engine.policies.orca import Orca
 from plimsoll.engine.policies.s3 import S3
 from plimsoll.engine.requests import Requests
@@ -395,7 +395,7 @@ def test_a_wrong_option_is_named_with_the_remedy(engine: str, options: dict[str,
 def test_a_users_policy_of_the_general_kernel_is_one_file(tmp_path: Path) -> None:
     file = tmp_path / "one_by_one.py"
     file.write_text(
-        "from plimsoll.engine.general_plan import UNLIMITED, GeneralPlan, GeneralPolicy\n"
+        "from plimsoll.engine.general.plan import UNLIMITED, GeneralPlan, GeneralPolicy\n"
         "class OneByOne(GeneralPolicy):\n"
         "    def __init__(self, config):\n"
         "        pass\n"
@@ -412,7 +412,7 @@ def test_a_users_policy_of_the_general_kernel_is_one_file(tmp_path: Path) -> Non
 def test_a_policy_that_idles_for_ever_is_a_bug_that_says_so(tmp_path: Path) -> None:
     file = tmp_path / "idle.py"
     file.write_text(
-        "from plimsoll.engine.general_plan import GeneralPlan, GeneralPolicy\n"
+        "from plimsoll.engine.general.plan import GeneralPlan, GeneralPolicy\n"
         "class Idle(GeneralPolicy):\n"
         "    def __init__(self, config):\n"
         "        pass\n"

@@ -15,15 +15,15 @@ from plimsoll.core.errors import InfeasibleError, InputError
 from plimsoll.core.run import StepLog
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, plugins, simulate
-from plimsoll.engine.bridge import Bridge
 from plimsoll.engine.cluster import CLUSTERS
 from plimsoll.engine.clusters.splitwise import Splitwise
-from plimsoll.engine.decode_instance import DecodeInstance
-from plimsoll.engine.disaggregated import Machine
-from plimsoll.engine.pools import PooledEngine
-from plimsoll.engine.prompts_ahead import PromptsAhead
+from plimsoll.engine.pools.bridge import Bridge
+from plimsoll.engine.pools.decode_instance import DecodeInstance
+from plimsoll.engine.pools.disaggregated import Machine
+from plimsoll.engine.pools.pooled import PooledEngine
+from plimsoll.engine.pools.prompts_ahead import PromptsAhead
+from plimsoll.engine.pools.split_machine import NEVER_STUCK, Needs, SplitMachine
 from plimsoll.engine.requests import Requests
-from plimsoll.engine.split_machine import NEVER_STUCK, Needs, SplitMachine
 from tests.oracle.models import KinkedModel, SkewedModel
 from tests.single_steps import Silent, counted_calls, same_as_single_steps
 from validation.schedules import OneSecond

@@ -11,8 +11,8 @@ from plimsoll.core.columns import floats, ints
 from plimsoll.core.errors import InputError
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.contents import Chain, Contents
-from plimsoll.engine.prefix_pool import Holding, PrefixPool
+from plimsoll.engine.prefix.contents import Chain, Contents
+from plimsoll.engine.prefix.prefix_pool import Holding, PrefixPool
 from plimsoll.engine.queues import PriorityQueue
 from tests.oracle.models import KinkedModel
 from tests.oracle.naive_vllm_full import BlockPool

@@ -7,8 +7,8 @@ import pytest
 
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.workload import Workload
-from plimsoll.engine.contents import Chain, Contents
-from plimsoll.engine.radix_tree import Node, RadixTree
+from plimsoll.engine.prefix.contents import Chain, Contents
+from plimsoll.engine.prefix.radix_tree import Node, RadixTree
 
 
 def chains(*words: str) -> list[Chain]:

@@ -12,8 +12,8 @@ from plimsoll.core.errors import InputError
 from plimsoll.core.run import Run, Status
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.contents import Chain
-from plimsoll.engine.reuse_pool import Holding, ReusePool
+from plimsoll.engine.prefix.contents import Chain
+from plimsoll.engine.prefix.reuse_pool import Holding, ReusePool
 from tests.unit.test_engine_policies import OneSecond, times, workload
 from tests.unit.test_engine_sglang import with_ids
 

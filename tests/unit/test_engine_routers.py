@@ -12,7 +12,7 @@ from plimsoll.core.columns import floats, ints
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.counting import TooPatientError
+from plimsoll.engine.fleets.counting import TooPatientError
 from plimsoll.engine.routers.prefix_aware import Memory
 from tests.oracle.models import KinkedModel
 from tests.single_steps import Silent

@@ -16,7 +16,7 @@ from plimsoll.catalog.counting import attention_layers, weight_bytes_breakdown
 from plimsoll.catalog.models import list_models, load_model
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InfeasibleError, InputError, OutOfRangeError, PlimsollError
-from plimsoll.engine.replica_state import window_pairs
+from plimsoll.engine.replicas.replica_state import window_pairs
 from plimsoll.perf.build import build_step_model
 from plimsoll.perf.profiles.own_experts import OwnExperts, expected_experts, most_experts
 from plimsoll.perf.profiles.own_format import ATTENTION, EXPERTS, WINDOWED, read_own

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plimsoll.engine.general_plan import GeneralPlan
+from plimsoll.engine.general.plan import GeneralPlan
 from plimsoll.engine.policies.trtllm import Trtllm
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
 
 
 class PromptsWait(Trtllm):

@@ -20,7 +20,7 @@ from plimsoll.core.run import Run
 from plimsoll.core.workload import Workload
 from plimsoll.engine import simulate as run_engine
 from plimsoll.engine.plugins import policy_named
-from plimsoll.engine.replica import Observer
+from plimsoll.engine.replicas.replica import Observer
 from plimsoll.metrics import RunMetrics, Verdict, meets, summarise
 from plimsoll.metrics import to_json_dict as metrics_json
 from plimsoll.perf.profiles.outside import CountedSteps

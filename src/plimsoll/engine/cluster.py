@@ -25,20 +25,20 @@ from plimsoll.engine import plugins
 from plimsoll.engine.arrivals import Arrivals
 from plimsoll.engine.bursts import burst_draw, with_bursts
 from plimsoll.engine.config import EngineConfig, Option
-from plimsoll.engine.counting import CountingFleet, TooPatientError
-from plimsoll.engine.fleet import Fleet
-from plimsoll.engine.following import FollowingFleet, followed
+from plimsoll.engine.fleets.counting import CountingFleet, TooPatientError
+from plimsoll.engine.fleets.fleet import Fleet
+from plimsoll.engine.fleets.following import FollowingFleet, followed
+from plimsoll.engine.fleets.outlook import can_be_counted
 from plimsoll.engine.frontend import as_sent, as_sent_to_server, delayed, served_one_by_one
-from plimsoll.engine.general import GeneralReplica
-from plimsoll.engine.general_ranks import GeneralRankGroup
-from plimsoll.engine.lockstep import LockstepGroup
-from plimsoll.engine.lookahead import LookaheadReplica, can_look_ahead
-from plimsoll.engine.outlook import can_be_counted
-from plimsoll.engine.pipeline import PipelineReplica
-from plimsoll.engine.planned import PlannedReplica
+from plimsoll.engine.general.ranks import GeneralRankGroup
+from plimsoll.engine.general.replica import GeneralReplica
 from plimsoll.engine.policy import Policy
-from plimsoll.engine.rank_group import RankGroup
-from plimsoll.engine.replica import INFINITE, Observer, Replica
+from plimsoll.engine.replicas.lockstep import LockstepGroup
+from plimsoll.engine.replicas.lookahead import LookaheadReplica, can_look_ahead
+from plimsoll.engine.replicas.pipeline import PipelineReplica
+from plimsoll.engine.replicas.planned import PlannedReplica
+from plimsoll.engine.replicas.rank_group import RankGroup
+from plimsoll.engine.replicas.replica import INFINITE, Observer, Replica
 from plimsoll.engine.requests import Requests
 from plimsoll.engine.result import build_run
 

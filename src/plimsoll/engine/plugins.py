@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from plimsoll.core.errors import InputError, PlimsollError, UnknownNameError
-from plimsoll.engine.general_plan import GeneralPlan, GeneralPolicy
+from plimsoll.engine.general.plan import GeneralPlan, GeneralPolicy
 from plimsoll.engine.policy import StepPlan
 
 POLICIES = "plimsoll.engine.policies"

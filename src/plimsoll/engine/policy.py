@@ -1,7 +1,7 @@
 """The contract of a scheduling policy: the rule of one serving engine, in one file.
 
 A policy looks at a replica and says what the next step works on. It changes nothing: the replica carries the plan out.
-What it may look at is the read side of `plimsoll.engine.replica.Replica`:
+What it may look at is the read side of `plimsoll.engine.replicas.replica.Replica`:
 
     waiting, running, prefilling    queues of request numbers, in the engine's order (running: those that this step
                                     may work on; with pipeline stages others are in flight)
@@ -15,8 +15,9 @@ What it may look at is the read side of `plimsoll.engine.replica.Replica`:
 
 A policy with a true attribute `in_turn` promises that it lets requests in strictly from the head of the queue, that its
 plans change nothing, and that they do not depend on how many wait: then an arrival behind somebody whom a plan leaves
-waiting would not have changed that plan, and a cluster may run the replica ahead (`plimsoll.engine.outlook`). Nor is it
-asked where all decode and nobody waits: everybody gets a token a step, as long as blocks and the budget suffice.
+waiting would not have changed that plan, and a cluster may run the replica ahead (`plimsoll.engine.fleets.outlook`).
+Nor is it asked where all decode and nobody waits: everybody gets a token a step, as long as blocks and the budget
+suffice.
 
 A policy that needs another kind of replica has a method `make_replica(requests, config, model, number, observer)`,
 which returns one, or None for the usual one.
@@ -29,7 +30,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from plimsoll.engine.replica import Replica
+    from plimsoll.engine.replicas.replica import Replica
 
 Chunk = tuple[int, int]
 UNLIMITED = (1 << 30) - 1

@@ -13,7 +13,7 @@ from array import array
 import numpy as np
 
 from plimsoll.core.workload import Workload
-from plimsoll.engine.contents import Contents
+from plimsoll.engine.prefix.contents import Contents
 
 NEVER = -1
 KEY_BITS = 32

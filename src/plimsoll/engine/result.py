@@ -10,7 +10,7 @@ import numpy as np
 from plimsoll.core.columns import Floats, Ints
 from plimsoll.core.run import Run, Status, StepLog, TokenTimeline
 from plimsoll.core.workload import Workload
-from plimsoll.engine.replica import Replica
+from plimsoll.engine.replicas.replica import Replica
 from plimsoll.engine.requests import NEVER, Requests
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from plimsoll.engine.policy import UNLIMITED
 
 if TYPE_CHECKING:
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.policies.sglang import Sglang
     from plimsoll.engine.policy import Chunk
 

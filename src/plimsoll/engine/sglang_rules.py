@@ -12,8 +12,8 @@ from plimsoll.engine.policy import UNLIMITED
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_radix import RadixReplica
-    from plimsoll.engine.radix_tree import Node
+    from plimsoll.engine.general.radix import RadixReplica
+    from plimsoll.engine.prefix.radix_tree import Node
     from plimsoll.engine.requests import Requests
 
 ORDERS = ("fcfs", "lpm", "dfs-weight", "lof", "random")

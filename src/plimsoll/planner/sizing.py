@@ -60,7 +60,7 @@ def with_option_defaults(
     NOTE: asynchronous scheduling is simulated with one pipeline stage only. With more, a version that has it on by
     default is told nothing: its batches are scheduled when the oldest is back, at the host time of the asynchronous
     scheduler. vLLM plans one batch further ahead; a request gets a token in every so many batches as there are stages
-    either way (`plimsoll.engine.pipeline`).
+    either way (`plimsoll.engine.replicas.pipeline`).
     """
     if facts is None or policy != facts.policy:
         return options

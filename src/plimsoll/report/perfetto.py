@@ -35,7 +35,7 @@ from plimsoll.core.run import Run, Status
 
 if TYPE_CHECKING:
     from plimsoll.engine.policy import StepPlan
-    from plimsoll.engine.replica import Replica
+    from plimsoll.engine.replicas.replica import Replica
 
 EIGHTHS_PER_S = 8e6
 FIRST_PID = 1000

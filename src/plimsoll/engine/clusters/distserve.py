@@ -14,8 +14,9 @@ The rules are those of the paper's section 4.3 and of its implementation's sched
 
 NOTE: an instance's end of the link carries one transfer at a time. Swapping stops the step for as long as it takes.
 
-Where the workload has content ids, all instances have prefix caches (`plimsoll.engine.machine_cache`), and keep to one
-clock. NOTE: a decode instance accepts where the whole prompt fits into its free blocks, also if it has part of it.
+Where the workload has content ids, all instances have prefix caches (`plimsoll.engine.pools.machine_cache`), and keep
+to one clock. NOTE: a decode instance accepts where the whole prompt fits into its free blocks, also if it has part of
+it.
 
 While nobody waits at the bridge, decode instances do not matter to each other or to the prefill instances: then they
 are left behind, and brought up when the next prompt is done (`Bridge.serve`). While somebody waits there, or
@@ -30,13 +31,13 @@ from collections.abc import Sequence
 from plimsoll.core.errors import InputError
 from plimsoll.core.step import StepModel
 from plimsoll.engine.arrivals import Arrivals
-from plimsoll.engine.bridge import Bridge
-from plimsoll.engine.decode_instance import DecodeInstance
-from plimsoll.engine.disaggregated import Link, Machine
-from plimsoll.engine.machine_cache import MachineCache
-from plimsoll.engine.pools import PooledEngine, check_pools
-from plimsoll.engine.prompts_ahead import PromptsAhead
-from plimsoll.engine.replica import INFINITE, Observer
+from plimsoll.engine.pools.bridge import Bridge
+from plimsoll.engine.pools.decode_instance import DecodeInstance
+from plimsoll.engine.pools.disaggregated import Link, Machine
+from plimsoll.engine.pools.machine_cache import MachineCache
+from plimsoll.engine.pools.pooled import PooledEngine, check_pools
+from plimsoll.engine.pools.prompts_ahead import PromptsAhead
+from plimsoll.engine.replicas.replica import INFINITE, Observer
 from plimsoll.engine.requests import Requests
 
 

@@ -21,9 +21,9 @@ NOTE: the simulator lets a machine that changes pools take what does not fit; he
 for room lets pass those whose room is set aside. KV goes layer by layer while the prompt is computed
 (`transfer_layers`), for prompts of `overlap_min_tokens` and more; a machine's end of the link does one thing at a time.
 
-Where the workload has content ids, all machines have prefix caches (`plimsoll.engine.machine_cache`), and keep to the
-clock; a prompt's pending tokens are those that were left to compute when it came. NOTE: memory is set aside for whole
-prompts and sequences all the same, so what is shared saves work, not room.
+Where the workload has content ids, all machines have prefix caches (`plimsoll.engine.pools.machine_cache`), and keep to
+the clock; a prompt's pending tokens are those that were left to compute when it came. NOTE: memory is set aside for
+whole prompts and sequences all the same, so what is shared saves work, not room.
 
 A machine that only decodes matters to nobody before somebody asks for its room: it is left behind until then, and
 brought up by all its steps at once (`Splitwise._bring_up`). Machines with prompts keep to the clock; and all of them do
@@ -38,11 +38,11 @@ from collections.abc import Sequence
 
 from plimsoll.core.step import StepModel
 from plimsoll.engine.arrivals import Arrivals
-from plimsoll.engine.disaggregated import Link, Machine
-from plimsoll.engine.pools import PooledEngine, check_pools
-from plimsoll.engine.replica import INFINITE, Observer
+from plimsoll.engine.pools.disaggregated import Link, Machine
+from plimsoll.engine.pools.pooled import PooledEngine, check_pools
+from plimsoll.engine.pools.split_machine import MIXED, PROMPT, TOKEN, SplitMachine, needs_of
+from plimsoll.engine.replicas.replica import INFINITE, Observer
 from plimsoll.engine.requests import Requests
-from plimsoll.engine.split_machine import MIXED, PROMPT, TOKEN, SplitMachine, needs_of
 
 
 def _pending_tokens(machine: SplitMachine) -> int:

@@ -25,13 +25,13 @@ import numpy as np
 
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.engine.andes_ranking import Ranking
-from plimsoll.engine.general_plan import INFINITE, UNLIMITED, Chunk, Eviction, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import check_at_least, latest_to_evict, longest_sequence, watermark_blocks
+from plimsoll.engine.general.plan import INFINITE, UNLIMITED, Chunk, Eviction, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general.rules import check_at_least, latest_to_evict, longest_sequence, watermark_blocks
 from plimsoll.engine.policies.vllm_v0 import VllmV0
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.requests import Requests
 
 MODES = ("recompute", "swap")

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plimsoll.core.errors import UnknownNameError
-from plimsoll.engine.general_buddy import Buddy
-from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import RESERVATIONS, check_at_least, longest_sequence, next_power_of_two
+from plimsoll.engine.general.buddy import Buddy
+from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general.rules import RESERVATIONS, check_at_least, longest_sequence, next_power_of_two
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.requests import Requests
 
 

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plimsoll.core.errors import InputError
-from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import check_at_least, longest_sequence
+from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general.rules import check_at_least, longest_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.requests import Requests
 
     Ints = np.ndarray[tuple[int], np.dtype[np.int64]]

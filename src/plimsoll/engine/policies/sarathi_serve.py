@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from plimsoll.core.errors import InputError
-from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import latest_to_evict, watermark_blocks
+from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general.rules import latest_to_evict, watermark_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.requests import Requests
 
 

@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from plimsoll.core.step import FULL_ATTENTION
-from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_radix import RadixPipeline, RadixReplica
+from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general.radix import RadixPipeline, RadixReplica
 from plimsoll.engine.requests import NEVER
 from plimsoll.engine.sglang_budget import PrefillBudget, take_at_once
 from plimsoll.engine.sglang_rules import RETRACT_DECODE_STEPS, QueueOrder, check_options, chunk_size, first_ratio
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 
     from plimsoll.core.step import StepModel
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.policy import Policy
-    from plimsoll.engine.replica import Observer, Replica
+    from plimsoll.engine.replicas.replica import Observer, Replica
     from plimsoll.engine.requests import Requests
 
 

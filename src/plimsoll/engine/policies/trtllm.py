@@ -19,7 +19,7 @@ With `enable_block_reuse` blocks that hold what a prompt begins with are found a
 
 Source: https://github.com/NVIDIA/TensorRT-LLM of 1.2, cpp/tensorrt_llm/batch_manager: capacityScheduler.cpp
 (``GuaranteedNoEvictScheduler``, ``beneficialToSkip``), microBatchScheduler.cpp, and for the reuse kvCacheManager.cpp
-and evictionPolicy.cpp (see `plimsoll.engine.general_reuse`); https://nvidia.github.io/TensorRT-LLM/performance/
+and evictionPolicy.cpp (see `plimsoll.engine.general.reuse`); https://nvidia.github.io/TensorRT-LLM/performance/
 performance-tuning-guide/useful-runtime-flags.html (GUARANTEED_NO_EVICT is the default); chunked context is off by
 default in its LLM API, reuse and partial reuse are on (llm-api/reference/KvCacheConfig.html).
 
@@ -45,8 +45,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from plimsoll.core.errors import UnknownNameError
-from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_reuse import ReusePipeline, ReuseReplica
+from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general.reuse import ReusePipeline, ReuseReplica
 
 if TYPE_CHECKING:
     from collections import deque
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
 
     from plimsoll.core.step import StepModel
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.policy import Policy
-    from plimsoll.engine.replica import Observer, Replica
+    from plimsoll.engine.replicas.replica import Observer, Replica
     from plimsoll.engine.requests import Requests
 
 POLICIES = ("guaranteed-no-evict", "max-utilization")

@@ -21,11 +21,11 @@ import math
 from typing import TYPE_CHECKING
 
 from plimsoll.core.errors import InputError
-from plimsoll.engine.general_plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.requests import Requests
 
 

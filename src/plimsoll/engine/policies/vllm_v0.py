@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from plimsoll.core.errors import UnknownNameError
-from plimsoll.engine.general_plan import INFINITE, UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general_rules import check_at_least, latest_to_evict, longest_sequence, watermark_blocks
+from plimsoll.engine.general.plan import INFINITE, UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
+from plimsoll.engine.general.rules import check_at_least, latest_to_evict, longest_sequence, watermark_blocks
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.general_state import GeneralState
+    from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.requests import Requests
 
 MODES = ("recompute", "swap")

@@ -9,10 +9,10 @@ from the real scheduler (docs/validation.md, suite `schedules`). Its rules, in t
 4. Admission takes the head of the queue while seats and budget last, and stops at the first that does not fit.
 5. A prompt is let in only if blocks for *all* of it are free (`reserve_full_isl`); nothing is held back for it.
 
-With content, priorities or asynchronous scheduling the rules are those of `plimsoll.engine.vllm_blocks`, which takes
-the blocks while it plans. Prefix caching is on, as in vLLM, but where the workload has no content ids it could only
-find what an evicted request has left of itself: then blocks are only counted, and evicted requests find nothing, unless
-`cache_own_blocks` asks for it.
+With content, priorities or asynchronous scheduling the rules are those of `plimsoll.engine.prefix.vllm_blocks`, which
+takes the blocks while it plans. Prefix caching is on, as in vLLM, but where the workload has no content ids it could
+only find what an evicted request has left of itself: then blocks are only counted, and evicted requests find nothing,
+unless `cache_own_blocks` asks for it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plimsoll.core.errors import InputError
-from plimsoll.engine.caching import CachingReplica
-from plimsoll.engine.late import LateCachingReplica, LateReplica
-from plimsoll.engine.planned import PlannedReplica
 from plimsoll.engine.policy import UNLIMITED, Chunk, StepPlan
-from plimsoll.engine.vllm_blocks import VllmBlocks
+from plimsoll.engine.prefix.vllm_blocks import VllmBlocks
+from plimsoll.engine.replicas.caching import CachingReplica
+from plimsoll.engine.replicas.late import LateCachingReplica, LateReplica
+from plimsoll.engine.replicas.planned import PlannedReplica
 
 if TYPE_CHECKING:
     from plimsoll.core.step import StepModel
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.replica import Observer, Replica
+    from plimsoll.engine.replicas.replica import Observer, Replica
     from plimsoll.engine.requests import Requests
 
 

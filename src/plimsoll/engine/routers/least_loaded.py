@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plimsoll.engine.fleet import least_of
+from plimsoll.engine.fleets.fleet import least_of
 
 if TYPE_CHECKING:
-    from plimsoll.engine.fleet import Fleet
+    from plimsoll.engine.fleets.fleet import Fleet
 
 
 class LeastLoaded:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from plimsoll.engine.fleet import Fleet
+    from plimsoll.engine.fleets.fleet import Fleet
 
 
 class LeastPendingTokens:

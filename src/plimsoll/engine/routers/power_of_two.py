@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from plimsoll.engine.fleet import Fleet
+    from plimsoll.engine.fleets.fleet import Fleet
 
 
 class PowerOfTwo:

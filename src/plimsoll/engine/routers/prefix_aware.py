@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from plimsoll.engine.fleet import least_of
+from plimsoll.engine.fleets.fleet import least_of
 
 if TYPE_CHECKING:
     from plimsoll.core.workload import Workload
     from plimsoll.engine.config import EngineConfig
-    from plimsoll.engine.fleet import Fleet
+    from plimsoll.engine.fleets.fleet import Fleet
 
 
 class PrefixAware:

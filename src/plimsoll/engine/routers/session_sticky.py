@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from plimsoll.core.workload import Workload
-    from plimsoll.engine.fleet import Fleet
+    from plimsoll.engine.fleets.fleet import Fleet
 
 
 class SessionSticky:

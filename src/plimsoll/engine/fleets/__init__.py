@@ -1,0 +1,1 @@
+"""Replicas behind a router, each run no further than the router has to look."""

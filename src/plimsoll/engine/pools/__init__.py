@@ -1,0 +1,1 @@
+"""Machines for prompts and machines for decodes, and the link between them."""

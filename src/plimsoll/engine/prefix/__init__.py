@@ -1,0 +1,1 @@
+"""What is found again: contents of prompts, blocks by hash, radix trees."""

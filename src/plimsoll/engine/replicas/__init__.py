@@ -1,0 +1,1 @@
+"""The kernel of `vllm-v1`: one deployment's steps, plain, cached, asynchronous, in stages or in lockstep."""
