@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from plimsoll._version import __version__
@@ -19,7 +21,7 @@ from plimsoll.core.run import Run
 from plimsoll.metrics import Targets
 from plimsoll.metrics.percentiles import num_samples_needed
 from plimsoll.planner.capacity import RATE, CapacityOptions, CapacityResult, Probe, find_capacity, find_whole_capacity
-from plimsoll.workload import WorkloadSummary, describe
+from plimsoll.workload import WorkloadSpec, WorkloadSummary, describe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,16 +129,7 @@ def capacity(
     several = kinds_of(asked)
     if several and asked.split is not None:
         raise InputError("--split", asked.split, f"pools take GPUs of one kind, not {asked.gpu}")
-
-    def look(deployed: CapacityScenario, how: CapacityOptions) -> _Look:
-        if several:
-            kinds, workload, spec = resolve_kinds(several, asked_spec)
-        else:
-            resolved, workload, spec = resolve(deployed, asked_spec)
-            kinds = (resolved,)
-        found = _search(make_probe(deployed, kinds, spec, load.unit, on_probe), targets, how, load)
-        held = _held(found, make_probe(deployed, kinds, spec, load.unit)) if several else None
-        return _Look(kinds, describe(workload, spec), found, held)
+    look = functools.partial(_looked, several, asked_spec, targets, load, on_probe)
 
     deployed: CapacityScenario = asked
     splits: tuple[SplitTried, ...] = ()
@@ -159,6 +152,26 @@ def capacity(
         kinds=found.kinds if several else (),
         held=found.held,
     )
+
+
+def _looked(
+    several: Sequence[CapacityScenario],
+    spec: WorkloadSpec,
+    targets: Targets,
+    load: SearchedLoad,
+    on_probe: Progress | None,
+    deployed: CapacityScenario,
+    how: CapacityOptions,
+) -> _Look:
+    """One search on a deployment, of several kinds of GPU where there are `several`."""
+    if several:
+        kinds, workload, spec = resolve_kinds(several, spec)
+    else:
+        resolved, workload, spec = resolve(deployed, spec)
+        kinds = (resolved,)
+    found = _search(make_probe(deployed, kinds, spec, load.unit, on_probe), targets, how, load)
+    held = _held(found, make_probe(deployed, kinds, spec, load.unit)) if several else None
+    return _Look(kinds, describe(workload, spec), found, held)
 
 
 class _Look(NamedTuple):

@@ -305,8 +305,11 @@ def _shape(standing: Standing) -> str:
     return "piped " if config.parallelism.pp > 1 else ""
 
 
-def sort_key(objective: str, choice: Choice) -> tuple[float, float, float, str]:
+def sort_key(objective: str, choice: Choice) -> tuple[float, float, float, float, str]:
     """Best first; ties by the next thing that matters, then by name.
+
+    At the same cost (of whole machines, for a load) fewer pipeline stages come first: no run of a real pipeline was
+    compared with ours, and nobody puts up with one who need not.
 
     Every figure counts as if it were worse by its median error, so that of two the better known one is preferred; a
     bound and the simulation that follows have the same doubt, and a bound stays one.
@@ -315,11 +318,12 @@ def sort_key(objective: str, choice: Choice) -> tuple[float, float, float, str]:
     point = (choice.point.cost * worse, choice.point.throughput / worse, choice.point.latency * worse)
     cost, throughput, latency = (float(f"{x:.6g}") for x in point)  # what differs by rounding ties
     usd = choice.rental.usd_per_hour if choice.rental else math.inf
+    stages, name = choice.candidate.config.parallelism.pp, choice.candidate.name
     if objective == "cost":
-        return (cost, -throughput, latency, choice.candidate.name)
+        return (cost, stages, -throughput, latency, name)
     if objective == "throughput":
-        return (-throughput, usd, latency, choice.candidate.name)
-    return (latency, usd, -throughput, choice.candidate.name)
+        return (-throughput, usd, stages, latency, name)
+    return (latency, usd, stages, -throughput, name)
 
 
 def explore(
