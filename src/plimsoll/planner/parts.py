@@ -42,6 +42,7 @@ class Parts:
     def __init__(self, request: PlanRequest) -> None:
         self.request = request
         self.notes: dict[str, str] = {}
+        self.stage_notes: dict[str, str] = {}  # for whoever is shown a plan with pipeline stages
         self._models: dict[str, StepModel] = {}
         self._host_times: dict[tuple[str, Parallelism], HostTime] = {}
         if request.overheads is not None:
@@ -153,7 +154,8 @@ class Parts:
         try:
             model = build_composed(self.request.step_model, wanted)
             used = in_use(self.host_time(config), model.describe())
-            self.notes.update({note: note for note in used.notes})
+            notes = self.notes if config.parallelism.pp == 1 else self.stage_notes
+            notes.update({note: note for note in used.notes})
             return model
         except MissingExtraError as error:
             base, plus, compositions = self.request.step_model.partition("+")

@@ -8,6 +8,7 @@ every candidate ─► would start? fits? ─► affordable, could carry it? ─
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from plimsoll.planner import explain, relax
@@ -88,7 +89,7 @@ def search(request: PlanRequest, options: SearchOptions | None = None) -> PlanRe
         num_candidates=stage.num_candidates,
         num_configs=stage.num_configs,
         num_simulated=sum(standing.evaluation is not None for standing in race.standings),
-        notes=_notes(context, rejected),
+        notes=_notes(context, rejected, lists),
         wall_s=time.perf_counter() - started_s,
     )
 
@@ -199,10 +200,12 @@ def _verdict(context: Context, plans: tuple[Plan, ...], relaxations: tuple[Relax
     )
 
 
-def _notes(context: Context, rejected: list[Rejection]) -> tuple[str, ...]:
+def _notes(context: Context, rejected: list[Rejection], lists: Mapping[str, Sequence[Plan]]) -> tuple[str, ...]:
     source, *rest = context.loads.unit(context.request.seed).description.split("; ")
     lengths = "; ".join([source, *(part for part in rest if " cut to " in part)])  # the rate in it is a unit rate
     notes = [f"lengths: {lengths}", *context.parts.notes.values()]
+    if any(plan.deployment.parallelism.pp > 1 for plans in lists.values() for plan in plans):
+        notes += [note for note in context.parts.stage_notes.values() if note not in notes]
     unpriced = sorted({r.config.split(" × ", 1)[1].split(" ", 1)[0] for r in rejected if r.kind == "price"})
     if unpriced:
         notes.append(f"left out of a search with a budget, no public price: {', '.join(unpriced)}")
