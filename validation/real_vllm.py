@@ -173,7 +173,7 @@ def _config(meta: Row, model: ModelSpec, gpu: Accelerator, parallelism: Parallel
     assert resolved.max_num_batched_tokens is not None
     config = EngineConfig(
         num_blocks=plan.num_blocks - 1,  # without the null block
-        block_size=resolved.block_size,
+        block_size=plan.block_size,
         max_num_seqs=resolved.max_num_seqs,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_model_len=plan.max_model_len,

@@ -249,3 +249,13 @@ def test_visible_memory() -> None:
     assert visible_memory_bytes(nvl) == pytest.approx(0.985 * nvl.memory_bytes)
     renamed: Accelerator = dataclasses.replace(nvl, id="X1")
     assert visible_memory_bytes(renamed) == pytest.approx(0.985 * nvl.memory_bytes)
+
+
+@pytest.mark.parametrize(("engine", "default"), [("trtllm", 32), ("sglang", 1), ("vllm-v1", 16)])
+def test_a_block_size_that_was_given_is_taken_also_where_it_is_anothers_default(engine: str, default: int) -> None:
+    facts, gpu = load_engine(engine), load_accelerator("H100-SXM")
+    own = default_settings(facts, gpu, EngineSettings())
+    assert own.settings.block_size == default
+    assert own.origins["block_size"] != "given"
+    asked = default_settings(facts, gpu, EngineSettings(block_size=16))
+    assert (asked.settings.block_size, asked.origins["block_size"]) == (16, "given")

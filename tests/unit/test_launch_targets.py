@@ -15,7 +15,12 @@ from plimsoll.launch import LaunchRequest, list_targets, render, sglang, trtllm
 from plimsoll.launch.request import arithmetic
 
 SETTINGS = EngineSettings(
-    max_num_seqs=256, max_num_batched_tokens=4096, max_model_len=8192, gpu_memory_utilization=0.9, num_kv_blocks=1000
+    block_size=16,
+    max_num_seqs=256,
+    max_num_batched_tokens=4096,
+    max_model_len=8192,
+    gpu_memory_utilization=0.9,
+    num_kv_blocks=1000,
 )
 
 

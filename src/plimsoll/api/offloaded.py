@@ -121,7 +121,7 @@ def _refuse_ignored(policy: str, fields: DeploymentFields, request: StepModelReq
     sizes = "gpu-batch and num-gpu-batches size its blocks"
     given = (
         ("--kv-blocks", fields.kv_blocks, sizes),
-        ("--block-size", None if fields.block_size == BLOCK_TOKENS else fields.block_size, sizes),
+        ("--block-size", fields.block_size, sizes),
         ("--max-num-batched-tokens", fields.max_num_batched_tokens, sizes),
         ("--gpu-memory-utilization", fields.gpu_memory_utilization, f"it fills {USABLE:.0%} of every tier"),
         ("--overheads", fields.overheads, "the fitted rates of its machine have the host's time in them"),

@@ -63,7 +63,7 @@ class DeploymentFields:
     max_model_len: int | None = None
     gpu_memory_utilization: float | None = None
     kv_blocks: int | None = None
-    block_size: int = 16
+    block_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,6 @@ __all__ = [
 ]
 
 GIVEN = "given"
-_SETTINGS_DEFAULTS = EngineSettings()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,9 +76,6 @@ def default_settings(
         model: gives `max_model_len` its default (`max_position`); without one it stays as it is.
         parallelism: some engines reserve memory by it.
 
-    NOTE: `EngineSettings.block_size` is never None, so its dataclass default (16) counts as not given where the
-    engine has another block size (TensorRT-LLM 32, SGLang 1).
-
     Raises:
         InputError: a setting is zero, negative or not a share.
     """
@@ -103,9 +99,8 @@ def default_settings(
             "max_model_len", max_model_len, longest, f"longest position of {model.id if model else ''}"
         )
     budget, seats = _agreeing(settings, budget, seats, max_model_len, origins)
-    block_size, origins["block_size"] = settings.block_size, GIVEN
-    if block_size == _SETTINGS_DEFAULTS.block_size:
-        block_size, origins["block_size"] = engine.block_size, f"{engine.id} default ({engine.facts['cache'].source})"
+    block_source = f"{engine.id} default ({engine.facts['cache'].source})"
+    block_size = pick("block_size", settings.block_size, engine.block_size, block_source)
     utilization = settings.gpu_memory_utilization
     origins["gpu_memory_utilization"] = GIVEN
     if utilization is None:

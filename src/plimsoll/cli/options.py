@@ -87,7 +87,7 @@ KvBlocks = Annotated[
     int | None,
     option("--kv-blocks", "KV blocks as the server prints them; overrides the memory model.", DEPLOYMENT),
 ]
-BlockSize = Annotated[int | None, option("--block-size", "Tokens in a KV block. [16]", DEPLOYMENT)]
+BlockSize = Annotated[int | None, option("--block-size", "Tokens in a KV block. [the engine's]", DEPLOYMENT)]
 
 WorkloadName = Annotated[
     str | None, option("--workload", "Preset (plimsoll catalog workloads): chat, code, summarization, …", LOAD)

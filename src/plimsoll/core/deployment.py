@@ -48,7 +48,7 @@ class EngineSettings:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
-    block_size: int = 16
+    block_size: int | None = None
     gpu_memory_utilization: float | None = None
     num_kv_blocks: int | None = None
     options: Mapping[str, str | int | float | bool] = dataclasses.field(default_factory=dict)

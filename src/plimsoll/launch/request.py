@@ -70,6 +70,12 @@ class TargetView:
     checkpoint: str
     comments: tuple[str, ...]
 
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block; `settings` always have it."""
+        assert self.settings.block_size is not None
+        return self.settings.block_size
+
 
 def view(request: LaunchRequest, framework: str) -> TargetView:
     """The deployment as `framework` takes it. `framework` is an engine id or alias of the catalogue."""
@@ -89,6 +95,8 @@ def view(request: LaunchRequest, framework: str) -> TargetView:
             cleared = dataclasses.replace(cleared, gpu_memory_utilization=resolved.gpu_memory_utilization)
         settings = cleared
         comments.append(f"# Planned for {planned.name}: memory share and block size are {target.name}'s own defaults.")
+    elif settings.block_size is None:
+        settings = dataclasses.replace(settings, block_size=target.block_size)
     kv_flag = checkpoint = ""
     if gpu is not None:
         kv_flag = next(

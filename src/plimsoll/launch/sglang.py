@@ -67,7 +67,7 @@ def options(request: LaunchRequest, target: TargetView) -> list[Sequence[str]]:
     }
     found += [[flag, str(value)] for flag, value in values.items() if value is not None]
     if settings.num_kv_blocks is not None:
-        found.append(["--max-total-tokens", str(settings.num_kv_blocks * settings.block_size)])
+        found.append(["--max-total-tokens", str(settings.num_kv_blocks * target.block_size)])
     found += [["--served-model-name", deployment.model], ["--host", "0.0.0.0"], ["--port", str(request.port)]]
     return found
 

@@ -81,5 +81,5 @@ def _config(request: LaunchRequest, target: TargetView) -> list[str]:
     kv_dtype = "fp8" if deployment.kv_precision == "fp8" else "auto"
     lines += [f"  dtype: {kv_dtype}", f"  tokens_per_block: {settings.block_size}"]
     if settings.num_kv_blocks is not None:
-        lines.append(f"  max_tokens: {settings.num_kv_blocks * settings.block_size}")
+        lines.append(f"  max_tokens: {settings.num_kv_blocks * target.block_size}")
     return lines

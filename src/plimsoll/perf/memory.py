@@ -192,11 +192,11 @@ def kv_capacity(
     expected = assumed.expected_sequence_tokens or min(DEFAULT_EXPECTED_TOKENS, resolved.max_model_len or 1)
     given_blocks = settings.num_kv_blocks
     worst, num_blocks, largest = case.blocks(expected, given_blocks)
-    block_bytes = worst.block_bytes(expected, resolved.block_size)
+    block_bytes = worst.block_bytes(expected, case.block_size)
     max_model_len = resolved.max_model_len or model.max_position
     if largest > 0 and assumed.shrink_max_model_len and settings.max_model_len is None:
         # A sequence of every block would need the null block too: vLLM starts with it, and then rejects it.
-        max_model_len = min(max_model_len, largest, max(num_blocks - 1, 1) * settings.block_size)
+        max_model_len = min(max_model_len, largest, max(num_blocks - 1, 1) * case.block_size)
     if max_model_len > largest or num_blocks < 2:
         raise _refusal(case, worst, max_model_len, largest, given_blocks)
     return MemoryPlan(
@@ -206,7 +206,7 @@ def kv_capacity(
         graph_bytes=worst.graph_bytes,
         kv_bytes=worst.kv_bytes,
         block_bytes=block_bytes,
-        block_size=resolved.block_size,
+        block_size=case.block_size,
         num_blocks=num_blocks,
         num_dp_ranks=parallelism.dp,
         max_model_len=max_model_len,
@@ -275,17 +275,21 @@ class _Case:
             )
         return ranks
 
+    @property
+    def block_size(self) -> int:
+        return self.settings.block_size or self.engine.block_size
+
     def fits(self, max_model_len: int) -> bool:
-        budget, block_size = self.settings.max_num_batched_tokens or 1, self.settings.block_size
+        budget, block_size = self.settings.max_num_batched_tokens or 1, self.block_size
         return all(rank.sequence_bytes(max_model_len, block_size, budget) <= rank.kv_bytes for rank in self.ranks())
 
     def blocks(self, expected_tokens: int, given_blocks: int | None) -> tuple[_Rank, int, int]:
         """The GPU with the fewest blocks, those blocks, and the longest sequence that they hold."""
-        ranks, block_size = self.ranks(), self.settings.block_size
+        ranks, block_size = self.ranks(), self.block_size
         worst = min(ranks, key=lambda rank: rank.num_blocks(expected_tokens, block_size))
         block_bytes = worst.block_bytes(expected_tokens, block_size)
         if given_blocks is None:
-            largest = _largest_max_model_len(ranks, self.model, self.settings)
+            largest = _largest_max_model_len(ranks, self.model, self.settings, block_size)
             return worst, max(0, int(worst.kv_bytes // block_bytes)), largest
         num_blocks = given_blocks // self.parallelism.dp
         worst = dataclasses.replace(worst, kv_bytes=num_blocks * block_bytes)
@@ -307,9 +311,9 @@ def _available(
     raise InputError(f"engine {engine.id}, memory.rule", rule, "write utilization, static_fraction or free_fraction")
 
 
-def _largest_max_model_len(ranks: list[_Rank], model: ModelSpec, settings: EngineSettings) -> int:
+def _largest_max_model_len(ranks: list[_Rank], model: ModelSpec, settings: EngineSettings, block_size: int) -> int:
     """The longest sequence that fits alone on every rank, up to the model's longest position; 0 where none does."""
-    budget, block_size = settings.max_num_batched_tokens or 1, settings.block_size
+    budget = settings.max_num_batched_tokens or 1
     low, high = 0, max(model.max_position, settings.max_model_len or 0)
     while low < high:
         middle = (low + high + 1) // 2
@@ -335,11 +339,11 @@ def _refusal(case: _Case, rank: _Rank, max_model_len: int, largest: int, given_b
     where = f"{model.id} in {case.precision} on {cut.num_gpus} × {gpu.id} (TP {cut.tp} × PP {cut.pp} × DP {cut.dp})"
     if given_blocks is not None:
         return InfeasibleError(
-            f"{where}: {given_blocks} KV blocks of {case.settings.block_size} tokens do not hold one sequence of "
+            f"{where}: {given_blocks} KV blocks of {case.block_size} tokens do not hold one sequence of "
             f"{max_model_len}; use {f'max_model_len {largest} or ' if largest > 1 else ''}more blocks",
             "memory",
         )
-    budget, block_size = case.settings.max_num_batched_tokens or 1, case.settings.block_size
+    budget, block_size = case.settings.max_num_batched_tokens or 1, case.block_size
     need = rank.sequence_bytes(max_model_len, block_size, budget)
     memory, share = visible_memory_bytes(gpu), case.settings.gpu_memory_utilization or 0.0
     left = f"{share:g} × {gib(memory)} GiB − weights {gib(rank.weight_bytes)} − activations "

@@ -166,9 +166,11 @@ class PlacementCase:
     def engine(self, kv_tokens: int) -> EngineConfig:
         """What the engine is told: the settings of the first kind, the cache of the placement."""
         settings, request = self.kinds[0].settings, self.context.request
+        block_size = settings.block_size
+        assert block_size is not None
         return EngineConfig(
-            num_blocks=max(kv_tokens // settings.block_size, 1),
-            block_size=settings.block_size,
+            num_blocks=max(kv_tokens // block_size, 1),
+            block_size=block_size,
             max_num_seqs=settings.max_num_seqs or 1,
             max_num_batched_tokens=settings.max_num_batched_tokens or 1,
             max_model_len=self.context.max_model_len,
