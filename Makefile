@@ -49,7 +49,7 @@ DATA := $(or $(PLIMSOLL_DATA),../shared/data)
 validate-schedules: $(READY)
 	$(BIN)/python -m validation schedules --data $(DATA)/vllm-schedules/*.jsonl.gz
 
-# A real vLLM on this machine's CPU against Plimsoll (docs/profiling.md): about 15 minutes; goes on where it stopped
+# A real vLLM on this machine's CPU against Plimsoll (docs/profiling.md): about 21 minutes; goes on where it stopped
 verify-vllm: $(READY)
 	$(BIN)/python -m scripts.verify_vllm
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plimsoll.report.text import dollars, interval, interval_s, number, seconds, share
+from plimsoll.report.text import band_basis, dollars, interval, interval_s, number, seconds, share
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,15 @@ def test_intervals_have_open_sides() -> None:
 
 def test_a_share() -> None:
     assert (share(0.4251), share(1.0), share(None)) == ("42.5 %", "100.0 %", "–")
+
+
+@pytest.mark.parametrize(
+    ("basis", "words"),
+    [
+        ("runs of ML.ENERGY", ""),
+        ("runs of ML.ENERGY, host time in them", ", host time aside"),
+        ("runs, host time in them; before calibration", ", host time aside, before calibration"),
+    ],
+)
+def test_a_band_says_what_it_leaves_out(basis: str, words: str) -> None:
+    assert band_basis({"basis": basis}) == words

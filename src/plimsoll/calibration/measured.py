@@ -180,7 +180,7 @@ def read_measured(path: Path, file_format: str | None = None) -> list[MeasuredRu
     head = read_text(path, 4096)
     for name in [file_format] if file_format else list_readers():
         if name not in list_readers():
-            raise InputError("--format", name, f"formats: {', '.join(list_readers())}")
+            raise InputError("--results-format", name, f"formats: {', '.join(list_readers())}")
         reader: Any = importlib.import_module(f"plimsoll.calibration.readers.{name}")
         if file_format or reader.recognises(path, head):
             runs: list[MeasuredRun] = reader.read(path)

@@ -71,5 +71,7 @@ def band_text(band: dict[str, Any] | None) -> str:
 
 
 def band_basis(band: dict[str, Any]) -> str:
-    """What a band leaves out: the host time of the servers that were measured is in it, the answer has its own."""
-    return ", host time aside" if "host time" in band["basis"] else ""
+    """What a band leaves out: host time, of which the answer has its own, and the factors of a calibration."""
+    left_out = ["host time aside"] if "host time" in band["basis"] else []
+    left_out += ["before calibration"] if "before calibration" in band["basis"] else []
+    return "".join(f", {words}" for words in left_out)
