@@ -41,7 +41,7 @@ validate: $(READY)
 	$(BIN)/python -m validation._report --data $(DATA)
 
 validate-papers: $(READY)
-	$(BIN)/python -m validation papers --data $(DATA)
+	$(BIN)/python -m validation papers $(addprefix --data ,$(wildcard $(DATA)))
 
 # Where the measured data lies: PLIMSOLL_DATA, else ../shared/data
 DATA := $(or $(PLIMSOLL_DATA),../shared/data)

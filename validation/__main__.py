@@ -37,6 +37,7 @@ def main() -> int:
         parser.error(f"suite {arguments.suite} has no --limit")
     try:
         paths = files_of(arguments.suite, arguments.data)
+        getattr(suite, "check", lambda _: None)(paths)
         result = {"suite": arguments.suite, **suite.run(paths, **options)}
     except PlimsollError as error:
         print(f"error: {error}", file=sys.stderr)

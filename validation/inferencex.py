@@ -6,6 +6,7 @@ the tuning half only (`_inferencex_fit`); whole deployments lie in one half. Med
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,19 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from plimsoll.core.errors import PlimsollError
+from plimsoll.core.errors import InputError, PlimsollError
 from plimsoll.core.source import weakest
+from validation._csv import csv_rows
 from validation._inferencex_factors import Factors, load_factors
 from validation._inferencex_model import Prediction, predict
 from validation._inferencex_peer import beside, table
 from validation._inferencex_recipes import recipe_of
-from validation._inferencex_rows import Row, package_file, read_rows
+from validation._inferencex_rows import LAYOUT, NEEDED, Row, package_file, read_rows
 
 ANSWERED, TPOT, TTFT = 0.90, 0.10, 0.20
 # AIConfigurator on all 5,221 rows, incomplete ones included: quoted. `aiconfigurator` holds what was measured here.
 PEER = {"tpot_median_abs_error": 0.18, "ttft_median_abs_error": 0.50, "answered_frac": 0.42}
 DEFAULT_DATA = True
 MOST_RANKS = 8  # of a deployment whose columns hold its layout
+COLUMNS = (
+    *LAYOUT, *NEEDED, "id", "silicon_data_source", "backend_version", "isl", "osl", "batch_size",
+    "silicon_ttft_ms", "silicon_tpot_ms",
+)  # fmt: skip
 Errors = list[tuple[Row, float, float]]
 
 
@@ -35,13 +41,16 @@ def run(paths: Sequence[Path], *, limit: int | None = None) -> dict[str, Any]:
     """Predict every complete row; `limit` takes that many, evenly spread.
 
     Raises:
-        InputError: no data, or another format.
+        InputError: no data, another format, or no row to judge by.
     """
     files = list(paths) or [package_file("systems", "silicon_sample.csv")]
-    rows = [row for path in files for row in read_rows(path)]
+    rows = [row for path in files for row in _read(path)]
     complete = [row for row in rows if row.complete]
     if limit is not None and limit < len(complete):
         complete = [complete[i] for i in np.linspace(0, len(complete) - 1, limit).astype(int)]
+    if not any(row.half == "judge" for row in complete):
+        remedy = "no complete row is of the judging half: give more rows, or a higher --limit"
+        raise InputError("--data", ", ".join(map(str, files)), remedy)
     predictions, refused = predict_all(complete)
     factors = load_factors()
     halves = {name: [row for row in complete if name in ("all", row.half)] for name in ("tune", "judge", "all")}
@@ -62,7 +71,7 @@ def run(paths: Sequence[Path], *, limit: int | None = None) -> dict[str, Any]:
     figures["causes"] = _causes(errors["judge"])
     judge = figures["judge"]
     passed = (
-        judge["answered_frac"] >= ANSWERED
+        judge["answered_frac"] >= ANSWERED  # above zero: what follows is there
         and judge["tpot_median_abs_error"] <= TPOT
         and judge["ttft_median_abs_error"] <= TTFT
     )
@@ -70,13 +79,37 @@ def run(paths: Sequence[Path], *, limit: int | None = None) -> dict[str, Any]:
     return {
         "passed": bool(passed),
         "summary": (
-            f"judging half: {judge['answered_frac']:.0%} answered, TPOT {judge['tpot_median_abs_error']:.1%}, "
-            f"TTFT {judge['ttft_median_abs_error']:.1%} median absolute error (aims {TPOT:.0%}, {TTFT:.0%}); "
+            f"judging half: {judge['answered_frac']:.0%} answered, {_said(judge)} (aims {TPOT:.0%}, {TTFT:.0%}); "
             f"weakest source {weakest(used) if used else 'none'}"
         ),
         "figures": figures,
         "plots": _plots(errors["judge"]),
     }
+
+
+def _said(judge: dict[str, Any]) -> str:
+    if "tpot_median_abs_error" not in judge:
+        return "no errors to tell"
+    tpot, ttft = judge["tpot_median_abs_error"], judge["ttft_median_abs_error"]
+    return f"TPOT {tpot:.1%}, TTFT {ttft:.1%} median absolute error"
+
+
+def _read(path: Path) -> list[Row]:
+    """`read_rows` of a file that anybody may have made.
+
+    Raises:
+        InputError: no such file, another format, or a measured time that is none.
+    """
+    csv_rows(path, COLUMNS, "give a CSV in the format of silicon_sample.csv")
+    try:
+        rows = read_rows(path)
+    except OverflowError as error:
+        raise InputError("--data", str(path), "write finite numbers of tokens and requests") from error
+    for row in rows:
+        if not all(0 < value < math.inf for value in (row.ttft_s, row.tpot_s)):
+            found = {name: row.fields[name] for name in ("silicon_ttft_ms", "silicon_tpot_ms")}
+            raise InputError(f"{path.name}, row {row.id}", found, "write milliseconds above 0")
+    return rows
 
 
 def _plots(errors: Errors) -> dict[str, Any]:

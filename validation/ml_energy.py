@@ -13,7 +13,6 @@ What vLLM adds to a step and the power model were fitted on half of the pairs of
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -40,6 +39,7 @@ from plimsoll.perf.request import StepModelRequest
 from plimsoll.perf.roofline import Roofline
 from plimsoll.planner.sizing import engine_config, with_ranks
 from validation import _ml_energy_load as load
+from validation._csv import csv_rows
 
 AIMS = {"itl": 0.12, "throughput": 0.12, "power": 0.15, "energy": 0.15}
 PRECISIONS = {"bfloat16": "bf16", "fp8": "fp8", "mxfp4": "fp4", "float16": "fp16"}
@@ -51,6 +51,10 @@ SAME_SHAPE = {
     "Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8": "Qwen/Qwen3-Coder-480B-A35B-Instruct",
 }
 Row = dict[str, str]
+NEEDED = (
+    "model", "task", "weights", "gpu", "num_gpus", "tp", "ep", "dp", "max_num_seqs", "avg_output_tokens",
+    "median_itl_ms", "output_tokens_per_s", "avg_power_w", "joules_per_output_token",
+)  # fmt: skip
 
 
 def run(paths: Sequence[Path]) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def run(paths: Sequence[Path]) -> dict[str, Any]:
         "expert_parallel_attention": "tensor parallel unless the row has data-parallel ranks",
     }
     passed = bool(errors["all"]) and all(figures[name]["median_abs_error"] <= aim for name, aim in AIMS.items())
-    said = ", ".join(f"{name} {figures[name].get('median_abs_error', 1.0):.1%}" for name in AIMS)
+    said = ", ".join(f"{name} {figures[name]['median_abs_error']:.1%}" for name in AIMS if name in figures) or "none"
     return {
         "passed": passed,
         "summary": f"{len(errors['all'])} of {len(rows)} rows; median absolute error: {said}",
@@ -127,15 +131,7 @@ def _figures(errors: list[tuple[float, ...]]) -> dict[str, Any]:
 
 def _read(path: Path) -> list[Row]:
     path = path / "llm_text.csv" if path.is_dir() else path
-    if not path.is_file():
-        raise InputError("--data", str(path), "give a CSV with the columns of the ML.ENERGY leaderboard's text models")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    needed = {"model", "task", "weights", "gpu", "num_gpus", "tp", "ep", "dp", "max_num_seqs", "avg_output_tokens"}
-    if not rows or needed - rows[0].keys():
-        missing = ", ".join(sorted(needed - (rows[0].keys() if rows else set())))
-        raise InputError(path.name, missing, "these columns are missing")
-    return rows
+    return csv_rows(path, NEEDED, "give a CSV with the columns of the ML.ENERGY leaderboard's text models")
 
 
 def row_errors(row: Row, step_model: str = STEP_MODEL) -> tuple[float, ...]:

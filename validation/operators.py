@@ -22,6 +22,9 @@ from plimsoll.core.errors import InputError
 
 SHAPES, GPU = 0.10, 0.20
 FEWEST_SHAPES = 3
+SOURCES = ("vidur/*_mlp.csv.gz", "llmservingsim-v0/*_layers.csv.gz")
+"""The files of measured matrix products in a folder of operator profiles."""
+FOLDER = "operator-profiles"
 FIT = Path(__file__).resolve().parent.parent / "benchmarks" / "fit_roofline.py"
 
 
@@ -29,15 +32,18 @@ def run(paths: Sequence[Path]) -> dict[str, Any]:
     """Fit and judge every GPU that the data hold.
 
     Raises:
-        InputError: a folder without operator profiles.
+        InputError: a folder without operator profiles, or with files of another format.
     """
     fitting = _load(paths)
-    products = {name: found for name in fitting.GPUS if (found := _products(fitting, name))}
-    if not products:
-        raise InputError("--data", str(paths[0]), "give the folder that holds vidur/ and llmservingsim-v0/")
+    own = {name: _own(fitting, name) for name in fitting.GPUS}
+    if not any(own.values()):  # the package's tables alone would pass for the folder
+        raise InputError("--data", str(paths[0]), "give profiles with measured matrix products of a known GPU")
+    products = {name: found for name in fitting.GPUS if (found := _products(fitting, name, own[name]))}
     shapes = {name: _held_out_shapes(fitting, name, kinds) for name, kinds in products.items()}
     experts = {name: found for name in products if (found := _held_out_experts(fitting, name))}
     cards = _held_out_gpus(fitting, products)
+    if not cards:
+        raise InputError("--data", str(paths[0]), "give profiles of two GPUs of one maker, one to borrow from")
     plain = [table["16bit"]["median_abs_error"] for table in shapes.values()]
     grouped = [cell["median_abs_error"] for table in experts.values() for cell in table.values()]
     every = [cell["median_abs_error"] for table in shapes.values() for cell in table.values()]
@@ -68,32 +74,59 @@ def run(paths: Sequence[Path]) -> dict[str, Any]:
 
 def _load(paths: Sequence[Path]) -> ModuleType:
     """The fitting program as a module, reading from the folder given."""
-    for path in paths:
-        if not path.is_dir():
-            raise InputError("--data", str(path), "give the folder of operator profiles")
+    if len(paths) > 1:
+        raise InputError("--data", str(paths[1]), "give one folder, that of the operator profiles")
+    base = _base_of(paths[0])
     spec = importlib.util.spec_from_file_location("plimsoll_fit_roofline", FIT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    folder = paths[0]
-    module.DATA = folder.parent if (folder / "vidur").is_dir() else folder  # type: ignore[attr-defined]
+    module.DATA = base  # type: ignore[attr-defined]
     return module
 
 
-def _products(fitting: ModuleType, name: str) -> dict[str, np.ndarray]:
-    """Matrix products of one GPU by kernel class; of the sources that are there."""
+def _base_of(folder: Path) -> Path:
+    """The folder in which the fitting program finds what was given, be it the profiles or the folder around them."""
+    remedy = f"give the folder {FOLDER} that holds vidur/ or llmservingsim-v0/ with their .csv.gz files"
+    if not folder.is_dir():
+        raise InputError("--data", str(folder), remedy)
+    bases = [folder, folder.absolute().parent, folder.resolve().parent]
+    for base in bases:
+        profiles = base / FOLDER
+        if not profiles.is_dir() or (base != folder and not profiles.samefile(folder)):
+            continue
+        if any(any(profiles.glob(pattern)) for pattern in SOURCES):
+            return base
+    if any(any(folder.glob(pattern)) for pattern in SOURCES):
+        remedy = f"name this folder {FOLDER}: the fit looks for that name"
+    raise InputError("--data", str(folder), remedy)
+
+
+def _own(fitting: ModuleType, name: str) -> list[np.ndarray]:
+    """Matrix products of one GPU in the folder given; of the sources that are there."""
+    from polars.exceptions import PolarsError
+
     gpu = fitting.GPUS[name]
-    tables = fitting.aic_gemms(gpu["aic"]) if "aic" in gpu else {}
     own = []
     for key, read in (("vidur", fitting.vidur_gemms), ("v0", fitting.v0_gemms)):
         if key in gpu:
             try:
                 own.append(read(gpu[key]))
-            except OSError:
+            except FileNotFoundError:
                 continue
-    own = [part for part in own if len(part)]
+            except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError, PolarsError) as error:
+                source = {"vidur": "vidur", "v0": "llmservingsim-v0"}[key]
+                remedy = f"its {source}/ files of {name} are in another format"
+                raise InputError("--data", str(fitting.DATA / FOLDER), remedy) from error
+    return [part for part in own if len(part)]
+
+
+def _products(fitting: ModuleType, name: str, own: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Matrix products of one GPU by kernel class: the folder's and the tables'."""
+    gpu = fitting.GPUS[name]
+    tables = fitting.aic_gemms(gpu["aic"]) if "aic" in gpu else {}
     plain = [fitting.thin(part) for part in (*own, *([tables["16bit"]] if "16bit" in tables else []))]
     found = {kernel: rows for kernel, rows in tables.items() if kernel != "16bit"}
     return {"16bit": np.concatenate(plain), **found} if plain else found

@@ -10,15 +10,30 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import validation._papers
+from plimsoll.core.errors import InputError
 
 DEFAULT_DATA = True
 """Runs without ``--data``: most papers need none."""
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def check(paths: Sequence[Path]) -> None:
+    """Refuse a folder that was named and that no paper can use; `run` alone would skip those papers and go on.
+
+    Raises:
+        InputError: more than one path, or one without any paper's data.
+    """
+    if len(paths) > 1:
+        raise InputError("--data", str(paths[1]), "give one folder, that of all measured data")
+    needed = sorted({name for _, paper in _papers() if (name := getattr(paper, "NEEDS_DATA", None)) is not None})
+    if paths and not any((paths[0] / name).is_file() for name in needed):
+        remedy = f"give a folder that holds {' or '.join(needed)}, or leave --data out"
+        raise InputError("--data", str(paths[0]), remedy)
 
 
 def run(paths: Sequence[Path]) -> dict[str, Any]:
@@ -30,17 +45,14 @@ def run(paths: Sequence[Path]) -> dict[str, Any]:
     data = paths[0] if paths else Path(os.environ.get("PLIMSOLL_DATA") or ROOT.parent / "shared" / "data")
     tables: dict[str, list[dict[str, Any]]] = {}
     skipped: dict[str, str] = {}
-    for info in pkgutil.iter_modules(validation._papers.__path__):
-        if info.name.startswith("_"):
-            continue
-        paper = importlib.import_module(f"validation._papers.{info.name}")
+    for name, paper in _papers():
         needed = getattr(paper, "NEEDS_DATA", None)
         if needed is None:
-            tables[info.name] = paper.rows()
+            tables[name] = paper.rows()
         elif (data / needed).is_file():
-            tables[info.name] = paper.rows(data)
+            tables[name] = paper.rows(data)
         else:
-            skipped[info.name] = f"needs {needed} in the folder of measured data (--data, PLIMSOLL_DATA)"
+            skipped[name] = f"needs {needed} in the folder of measured data (--data, PLIMSOLL_DATA)"
     judged = [row for rows in tables.values() for row in rows if row["bound"] is not None]
     within = sum(bool(row["within"]) for row in judged)
     misses = [
@@ -58,6 +70,13 @@ def run(paths: Sequence[Path]) -> dict[str, Any]:
         "summary": summary,
         "figures": {**figures, "skipped": skipped} if skipped else figures,
     }
+
+
+def _papers() -> Iterator[tuple[str, Any]]:
+    """Every paper's name and module."""
+    for info in pkgutil.iter_modules(validation._papers.__path__):
+        if not info.name.startswith("_"):
+            yield info.name, importlib.import_module(f"validation._papers.{info.name}")
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

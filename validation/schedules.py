@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -28,6 +29,16 @@ from plimsoll.engine.replicas.replica import INFINITE, Replica
 from plimsoll.engine.requests import Requests
 
 Row = dict[str, Any]
+
+FORMAT = "give a file of recorded schedules (.jsonl or .jsonl.gz)"
+SIZES = ("num_usable_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
+CONFIG = {
+    *SIZES, "enable_chunked_prefill", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive",
+    "scheduler_reserve_full_isl", "watermark", "max_num_active_seqs", "enable_prefix_caching", "policy",
+    "async_scheduling",
+}  # fmt: skip
+REQUEST = ("id", "arrival_step", "prompt_tokens", "output_tokens", "priority", "prefix_tokens")
+STEP = ("scheduled", "preempted", "finished", "free_blocks")
 
 
 class OneSecond:
@@ -96,7 +107,11 @@ class ScheduleRecorder:
 
 
 def run(paths: Sequence[Path]) -> dict[str, Any]:
-    """Replay every workload of the files."""
+    """Replay every workload of the files.
+
+    Raises:
+        InputError: no such file, another format, or no workloads in it.
+    """
     total: Counter[str] = Counter()
     matching: Counter[str] = Counter()
     first: Row | None = None
@@ -130,7 +145,7 @@ def compare(row: Row) -> Row | None:
     where = {"id": row["id"], "category": row["category"]}
     for number, real in enumerate(row["steps"]):
         ours = recorder.steps.pop(number, None)
-        expected = {key: real[key] for key in ("scheduled", "preempted", "finished", "free_blocks")}
+        expected = {key: real[key] for key in STEP}
         if ours is None and not any(expected[key] for key in ("scheduled", "preempted", "finished")):
             continue  # nothing to do in this step: the engine jumps over it
         if ours != expected:
@@ -216,11 +231,55 @@ def config_of(config: Row) -> EngineConfig:
 def _rows(paths: Sequence[Path]) -> Iterator[Row]:
     for path in paths:
         if not path.is_file():
-            raise InputError("--data", str(path), "give a schedule file (.jsonl or .jsonl.gz)")
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"{path.name} line {number}", line[:40], "each line is a JSON object") from error
+            raise InputError("--data", str(path), FORMAT)
+        number = 0
+        try:
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    yield _row(path, number, line)
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+            what = "is not readable gzip text" if path.suffix == ".gz" else "is not readable UTF-8 text"
+            raise InputError("--data", str(path), f"it {what}; {FORMAT}") from error
+        if not number:
+            raise InputError("--data", str(path), f"it is empty; {FORMAT}")
+
+
+def _row(path: Path, number: int, line: str) -> Row:
+    """One recorded workload, with all that the comparison looks up."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        remedy = f"each line is a JSON object; {FORMAT}"
+        raise InputError(f"{path.name} line {number}", line[:40], remedy) from error
+    flaw = _flaw(row)
+    if flaw:
+        raise InputError(f"{path.name} line {number}", line[:40], f"{flaw}; {FORMAT}")
+    return row  # type: ignore[no-any-return]
+
+
+def _flaw(row: Any) -> str | None:
+    """What keeps a line from being a recorded workload."""
+    if not isinstance(row, dict):
+        return "each line is a JSON object"
+    kinds = {"id": str, "category": str, "config": dict, "requests": list, "steps": list, "computed_at_admission": list}
+    wrong = [name for name, kind in kinds.items() if not isinstance(row.get(name), kind)]
+    if wrong:
+        return f"it needs {', '.join(wrong)} as recorded schedules have them"
+    config = row["config"]
+    lacking = sorted(CONFIG - config.keys()) + [name for name in SIZES if not _is_whole(config.get(name), 1)]
+    if lacking:
+        return f"its config needs {', '.join(dict.fromkeys(lacking))}, sizes as whole numbers above 0"
+    for place, request in enumerate(row["requests"]):
+        if not isinstance(request, dict) or "prefix_group" not in request:
+            return f"request {place} is no recorded request"
+        unset = [name for name in REQUEST if not _is_whole(request.get(name), -(1 << 62) if name == "priority" else 0)]
+        if unset or request["id"] != place:
+            return f"request {place} needs whole numbers as {', '.join(unset) or 'id: its place in the list'}"
+    for place, step in enumerate(row["steps"]):
+        if not isinstance(step, dict) or not step.keys() >= set(STEP):
+            return f"step {place} needs {', '.join(STEP)}"
+    return None
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import run
+from tests.e2e.commands import SIMULATE, run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -68,6 +68,30 @@ def test_my_policy(capsys: pytest.CaptureFixture[str]) -> None:
     assert mean < 0.9 * other
     option = run(capsys, *common, "--engine", f"{EXAMPLES / 'my_policy.py'},max_running=4")
     assert option.json()["metrics"]["batch_size"]["max"] == 4
+
+
+def test_the_policy_of_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its code under the name and with the command that the page gives."""
+    section = (EXAMPLES.parent / "docs" / "engines.md").read_text(encoding="utf-8").partition("## Writing one")[2]
+    code, _, after = section.partition("```python\n")[2].partition("```")
+    command = next(line.split() for line in after.splitlines() if "--engine ./my_policy.py" in line)
+    (tmp_path / "my_policy.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    outcome = run(capsys, *command[1:], "--num-requests", "20", "--json")
+    assert (outcome.code, outcome.json()["counts"]["finished"]) == (0, 20)
+    assert outcome.json()["metrics"]["batch_size"]["max"] == 1
+
+
+def test_a_plan_that_cannot_be_carried_out_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (EXAMPLES / "my_policy.py").read_text(encoding="utf-8")
+    (tmp_path / "my_policy.py").write_text(text.replace("holds=UNTIL_SOMETHING_HAPPENS", "holds=0"))
+    outcome = run(capsys, *SIMULATE, "--engine", str(tmp_path / "my_policy.py"))
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert len(outcome.stderr.splitlines()) == 1
+    assert "my_policy.py" in outcome.stderr
+    assert "planned holds=0; write a whole number" in outcome.stderr
 
 
 def test_my_policy_survives_a_shortage_of_memory(capsys: pytest.CaptureFixture[str]) -> None:

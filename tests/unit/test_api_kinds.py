@@ -13,11 +13,12 @@ from rich.console import Console
 
 import plimsoll
 from plimsoll.api.capacity import CapacityAnswer
+from plimsoll.api.capacity_probes import search_options, searched_load
 from plimsoll.api.kinds import kinds_of
-from plimsoll.api.scenario import SimulateScenario
+from plimsoll.api.scenario import CapacityScenario, SimulateScenario
 from plimsoll.api.simulation import SimulationResult
 from plimsoll.cli import main
-from plimsoll.core.errors import InputError
+from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.report.capacity import render
 
 ASKED = SimulateScenario(model="Llama-3.1-8B", workload="chat", rate_per_s=6, num_requests=120)
@@ -212,3 +213,30 @@ def test_the_command_line_gives_what_python_gives(capsys: pytest.CaptureFixture[
     printed = json.loads(capsys.readouterr().out)
     ours = json.loads(json.dumps(carried("L40S:1,H100-SXM:1").to_json_dict()))
     assert {**printed, "wall_s": 0} == {**ours, "wall_s": 0}
+
+
+def test_probes_of_a_large_fleet_are_long_enough_for_what_is_in_flight() -> None:
+    asked = CapacityScenario(model="Llama-3.1-8B", gpu="H100-SXM", workload="chat", tpot_ms=30.0)
+    few = search_options(asked, searched_load(asked)).length.max_requests
+    many = dataclasses.replace(asked, replicas=300)
+    assert search_options(many, searched_load(many)).length.max_requests == few * 300 // 8
+    mixed = dataclasses.replace(asked, gpu="L40S:200,H100-SXM:100")
+    assert search_options(mixed, searched_load(mixed)).length.max_requests == few * 300 // 8
+    given = dataclasses.replace(many, num_requests=700)
+    assert search_options(given, searched_load(given)).length.max_requests == 700
+
+
+def test_a_misspelt_router_is_refused_though_pools_use_none() -> None:
+    fields = {"model": "Llama-3.1-8B", "gpu": "H100-SXM", "workload": "chat", "rate_per_s": 2.0, "num_requests": 10}
+    with pytest.raises(UnknownNameError, match="router"):
+        plimsoll.simulate(**fields, engine="distserve,prefill=1,decode=1", router="nope")
+
+
+def test_ranks_in_one_pool_are_not_said_to_have_pools_of_their_own_and_experts_are_named() -> None:
+    fields = {"model": "Qwen3-30B-A3B", "gpu": "H100-SXM", "workload": "chat", "rate_per_s": 2.0, "num_requests": 10}
+    pooled = plimsoll.simulate(**fields, engine="tgi", dp=2, ep=2).to_json_dict()
+    assert any("simulated as one pool" in note for note in pooled["notes"])
+    assert not any("a pool of its own" in note for note in pooled["notes"])
+    own = plimsoll.simulate(**fields, dp=2, ep=2)
+    assert any("a pool of its own" in note for note in own.to_json_dict()["notes"])
+    assert own.resolved.arithmetic.endswith("(experts over EP 2)")

@@ -13,7 +13,7 @@ from plimsoll.api.simulation import simulate
 from plimsoll.api.study import EnginesStudy, split_engines, study_engines
 from plimsoll.cli import main
 from plimsoll.core.errors import InfeasibleError, InputError
-from plimsoll.report.study import to_html
+from plimsoll.report.study import render, to_html
 
 FIELDS = {"model": "Llama-3.1-8B", "gpu": "H100-SXM", "workload": "chat", "rate_per_s": 6.0, "num_requests": 150}
 FLAGS = ["--model", "Llama-3.1-8B", "--gpu", "H100-SXM", "--workload", "chat", "--rate", "6", "--num-requests", "40"]
@@ -137,3 +137,44 @@ def test_the_command_line_prints_a_table_and_keeps_the_study(
 def test_a_study_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "engins"]) == 2
     assert "did you mean engines?" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def refusing() -> EnginesStudy:
+    fields = {**FIELDS, "workload": "long-context", "rate_per_s": 1.0, "num_requests": 60}
+    return study_engines(engines="trtllm,vllm-v1,trtllm,enable_chunked_context=true,orca", **fields)  # type: ignore[arg-type]
+
+
+def test_an_engine_that_refuses_requests_is_marked(refusing: EnginesStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    document = json.loads(json.dumps(refusing.to_json_dict(), allow_nan=False))
+    rows = {row["engine"]: row for row in document["rows"]}
+    refused = rows["trtllm"]["rejected"]
+    assert refused == int((refusing.results["trtllm"].run.status == 2).sum()) > 0
+    assert [row["rejected"] for name, row in rows.items() if name != "trtllm"] == [0, 0, 0]
+    assert {row["num_requests"] for row in rows.values()} == {60}
+    render(Console(width=80), document)
+    lines = capsys.readouterr().out.splitlines()
+    mark = f"trtllm (rejects {refused} of 60)"
+    assert sum(line.startswith(mark) for line in lines) == 3, "the table and two charts"
+    assert sum("(rejects" in line for line in lines) == 3
+    assert "…" not in next(line for line in lines if line.startswith("engine")), "no title is cut"
+    page = to_html(document)
+    assert page.count("trtllm †<") == 6
+    assert page.count("†") == 7, "and the legend"
+    assert mark in page
+
+
+def test_a_study_without_refusals_has_no_mark(study: EnginesStudy) -> None:
+    assert "†" not in to_html(study.to_json_dict())
+    assert all(row["rejected"] == 0 for row in study.to_json_dict()["rows"])
+
+
+def test_notes_name_their_engines(refusing: EnginesStudy) -> None:
+    refused = [note for note in refusing.notes if "rejected" in note]
+    assert len(refused) == 1
+    assert re.match(r"trtllm: \d+ of 60 prompts do not fit into a step", refused[0])
+    assert any(note.startswith("trtllm; trtllm,enable_chunked_context=true: the host time") for note in refusing.notes)
+    assert all(note.startswith(("all engines: ", "trtllm", "vllm-v1", "orca")) for note in refusing.notes)
+    assert len(set(refusing.notes)) == len(refusing.notes)

@@ -189,6 +189,22 @@ def test_an_unknown_name_lists_the_closest():
         load_model("lama-3.1-8b")
 
 
+@pytest.mark.parametrize("typed", ["Qwen3-VL", "qwen3 vl", "Qwen/Qwen3-VL", "3-VL"])
+def test_names_that_hold_what_was_typed_come_before_those_spelt_like_it(typed):
+    with pytest.raises(UnknownNameError) as caught:
+        load_model(typed)
+    found = str(caught.value).partition("did you mean ")[2].partition("?")[0].split(", ")
+    assert len(found) == 4
+    assert all("Qwen3-VL-" in name for name in found)
+
+
+def test_names_that_begin_with_what_was_typed_come_first():
+    with pytest.raises(UnknownNameError) as caught:
+        load_model("Llama-3.")
+    found = str(caught.value).partition("did you mean ")[2].partition("?")[0].split(", ")
+    assert all(name.startswith("Llama-3.") for name in found)
+
+
 def test_a_local_file_or_its_folder_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(plain_config()))
     from_file, from_folder = load_model(str(tmp_path / "config.json")), load_model(str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from plimsoll.core.columns import floats, ints
@@ -115,6 +116,38 @@ def load() -> Workload:
         (INIT + PLAN + "return [0]\n", "plan(), line 8, returned [0]; return a GeneralPlan"),
         (INIT + PLAN + "return GeneralPlan([(0, -5)])\n", "plan(), line 8, planned -5 tokens of request 0"),
         (INIT + PLAN + "return GeneralPlan([(9, 4)])\n", "planned request 9; there are those from 0 to 1"),
+        (INIT + PLAN + "return GeneralPlan([(0.0, 4)])\n", "planned request 0.0; there are those from 0 to 1"),
+        (INIT + PLAN + "return GeneralPlan([0])\n", "planned the chunks [0]; write a list of pairs"),
+        (INIT + PLAN + "return GeneralPlan([(0, float('nan'))])\n", "planned nan tokens of request 0; write an int"),
+        (INIT + PLAN + "return GeneralPlan([(0, 4.0)])\n", "planned 4.0 tokens of request 0; write an int"),
+        (INIT + PLAN + "return GeneralPlan([(0, True)])\n", "planned True tokens of request 0; write an int"),
+        (INIT + PLAN + "return GeneralPlan([(0, 10**12)])\n", "planned 1000000000000 tokens of request 0; 4 are left"),
+        (INIT + PLAN + "return GeneralPlan([(0, 2 * view.requests.target[0])])\n", "planned 8 tokens of request 0"),
+        (INIT + PLAN + "return GeneralPlan([(0, 2), (0, 3)])\n", "planned 5 tokens of request 0; 4 are left"),
+        (INIT + PLAN + "return GeneralPlan([(0, 3)])\n", "planned 3 tokens of request 0; 1 are left of its prompt"),
+        (INIT + PLAN + "return GeneralPlan([(0, 4)])\n", "planned 4 tokens of request 0; 0 are left of its prompt"),
+        (
+            INIT + PLAN + "return GeneralPlan([(0, 1)], holds=4)\n",
+            "with holds=4, of which none may end the prompt; write holds=3 at most",
+        ),
+        (
+            INIT + PLAN + "return GeneralPlan([(0, 1), (0, 1)], holds=2)\n",
+            "with several chunks a plan holds for 1 step",
+        ),
+        (
+            INIT + PLAN + "return GeneralPlan([(0, 4)], pass_tokens=-1)\n",
+            "planned pass_tokens=-1; write a whole number",
+        ),
+        (INIT + PLAN + "return GeneralPlan([(0, 4)], fill=0.5)\n", "planned fill=0.5; write a whole number"),
+        (INIT + PLAN + "return GeneralPlan([(0, 4)], until_s=float('nan'))\n", "planned until_s=nan; write a time"),
+        (INIT + PLAN + "return GeneralPlan(holds=0)\n", "plan(), line 8, planned holds=0; write a whole number"),
+        (INIT + PLAN + "return GeneralPlan([(0, 4)], holds=-3)\n", "planned holds=-3; write a whole number"),
+        (INIT + PLAN + "return GeneralPlan(holds=float('inf'))\n", "planned holds=inf; write a whole number"),
+        (
+            "    def __init__(self):\n        pass\n\n" + PLAN + "pass\n",
+            "Mine takes no config; write def __init__(self, config)",
+        ),
+        (PLAN + "pass\n", "Mine takes no config; write def __init__(self, config)"),
         (INIT + PLAN + "return GeneralPlan()\n", "in a step that plan() asked for: AssertionError"),
     ],
 )
@@ -141,6 +174,35 @@ def test_a_good_policy_of_the_users_own_runs(tmp_path: Path) -> None:
     assert run.finish_s.tolist() == [3.0, 6.0]
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("name", list_plugins(POLICIES))
+def test_our_own_policies_plan_nothing_that_a_users_may_not(tmp_path: Path, name: str, stages: int) -> None:
+    """Each as a user's file, on a cache that is short, so that prompts are cut, requests give way and come back."""
+    if stages > 1 and not runs_in_stages(name):
+        pytest.skip("runs on one stage only")
+    cls = load_plugin(POLICIES, name, "--engine")
+    text = f"from {cls.__module__} import {cls.__name__}\n\n\nclass Mine({cls.__name__}):\n    pass\n"
+    file = user_file(tmp_path, "mine.py", text)
+    rng = np.random.default_rng(5)
+    rows = Workload(
+        arrival_s=floats(np.sort(rng.uniform(0, 300, 80))),
+        prompt_tokens=ints(rng.integers(1, 120, 80)),
+        output_tokens=ints(rng.integers(1, 60, 80)),
+    )
+    settings = {
+        "num_blocks": 60,
+        "block_size": 4,
+        "max_model_len": 200,
+        "max_num_batched_tokens": 40,
+        "max_num_seqs": 8,
+    }
+    model = OneSecond()
+    model.num_stages = stages  # type: ignore[misc]
+    ours, theirs = (simulate(rows, EngineConfig(policy=policy, **settings), model) for policy in (name, file))
+    np.testing.assert_array_equal(ours.finish_s, theirs.finish_s)
+    assert np.isfinite(theirs.finish_s).any()
+
+
 def test_only_a_users_file_is_blamed() -> None:
     with pytest.raises(ZeroDivisionError), policy_named("vllm-v1"):
         _ = 1 / 0
@@ -164,3 +226,10 @@ def test_who_runs_in_pipeline_stages(tmp_path: Path) -> None:
         "orca", "sarathi", "sarathi-serve", "sglang", "trtllm", "vllm-v1",
     ]  # fmt: skip
     assert not runs_in_stages(user_file(tmp_path, "mine.py", HEAD + "    def plan(self, view): ...\n"))
+
+
+def test_a_class_that_fails_outside_the_file_was_being_made(tmp_path: Path) -> None:
+    text = "from fractions import Fraction\n\n\nclass Mine(Fraction):\n    def plan(self, view): ...\n"
+    file = user_file(tmp_path, "mine.py", text)
+    with pytest.raises(InputError, match=r"it failed while its class was made: TypeError"):
+        construct(load_plugin(POLICIES, file, "--engine"), file, CONFIG, {})

@@ -191,7 +191,9 @@ def test_late_results_cost_an_arrival_a_step_but_no_decode_anything() -> None:
 def test_what_is_not_simulated_with_pipeline_stages_is_refused(option: str) -> None:
     rows = Workload(arrival_s=floats([0.0]), prompt_tokens=ints([8]), output_tokens=ints([2]))
     config = EngineConfig(num_blocks=100, options={option: "priority" if option == "scheduling_policy" else True})
-    with pytest.raises(InputError, match="one stage only"):
+    with pytest.raises(
+        InputError, match=rf"^{option}: '(true|priority)' cannot be used; with pipeline stages .* leave it"
+    ):
         simulate(rows, config, KinkedModel(num_stages=2))
     unknown = dataclasses.replace(config, options={"scheduling_policy": "lifo"})
     with pytest.raises(InputError, match="fcfs or priority"):

@@ -88,6 +88,20 @@ def test_vllm_carries_the_whole_deployment() -> None:
     assert "--data-parallel-size" not in text
 
 
+@pytest.mark.parametrize("engine", ["./my_policy.py", "sarathi-serve"])
+@pytest.mark.parametrize("target", ["vllm", "sglang", "trtllm"])
+def test_no_server_schedules_as_a_policy_of_its_own_does(target: str, engine: str) -> None:
+    said = f"# This server does not schedule as {engine} does: what was planned may not hold."
+    assert said in render(target, request(engine=engine)).splitlines()
+    assert "does not schedule as" not in render(target, request(engine="vllm-v1"))
+    assert "does not schedule as" not in render(target, request(engine="vllm-v1@0.19.0"))
+
+
+def test_a_manifest_has_no_image_of_a_policy() -> None:
+    with pytest.raises(InfeasibleError, match=r"\./my_policy\.py is a scheduling policy, and no server has it"):
+        render("kubernetes", request(engine="./my_policy.py"))
+
+
 def test_vllm_expert_parallelism_and_machines() -> None:
     text = render("vllm", request(model="Qwen/Qwen3-30B-A3B", tp=4, dp=4, ep=16))
     assert "--enable-expert-parallel" in words(text)

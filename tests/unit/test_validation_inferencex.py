@@ -13,6 +13,7 @@ import pytest
 from plimsoll.core.deployment import Parallelism
 from plimsoll.core.errors import InputError
 from plimsoll.core.source import Source
+from validation import inferencex
 from validation._inferencex_causes import repetition, split
 from validation._inferencex_factors import Factors, front_features, front_terms, kernel_features, load_factors
 from validation._inferencex_fit import GRID, _FrontProblem, document, fit, what_runs
@@ -257,3 +258,43 @@ def test_the_peer_is_asked_with_the_columns_of_the_row(tmp_path: Path) -> None:
         raise RuntimeError("no such model")
 
     assert ask(row, refuse) is None
+
+
+def test_the_suite_reads_what_its_own_format_holds(tmp_path: Path) -> None:
+    (row,) = _rows(tmp_path)
+    assert inferencex._read(tmp_path / "rows.csv") == [row]
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "nan", "inf"])
+@pytest.mark.parametrize("column", ["silicon_ttft_ms", "silicon_tpot_ms"])
+def test_a_measured_time_that_is_none_is_refused(tmp_path: Path, column: str, value: str) -> None:
+    _rows(tmp_path, **{column: value})
+    with pytest.raises(InputError, match=rf"rows.csv, row a: .*{column}.*milliseconds above 0"):
+        inferencex.run([tmp_path / "rows.csv"])
+
+
+def test_endless_lengths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OverflowError):
+        _rows(tmp_path, isl="inf")
+    with pytest.raises(InputError, match=r"rows.csv.*finite"):
+        inferencex.run([tmp_path / "rows.csv"])
+
+
+def test_a_file_with_nothing_to_judge_by_is_refused(tmp_path: Path) -> None:
+    halves = {_rows(tmp_path, tp_size=str(tp))[0].half: str(tp) for tp in (1, 2, 4, 8)}
+    _rows(tmp_path, tp_size=halves["tune"])
+    with pytest.raises(InputError, match=r"rows.csv.*judging half"):
+        inferencex.run([tmp_path / "rows.csv"])
+    _rows(tmp_path, tp_size=halves["judge"], model_path="nobody/no-such-model")
+    result = inferencex.run([tmp_path / "rows.csv"])
+    assert result["passed"] is False
+    assert result["summary"].startswith("judging half: 0% answered, no errors to tell (aims")
+
+
+@pytest.mark.parametrize("column", ["id", "silicon_tpot_ms", "decode_moe_ep_size", "prefill_batch_size"])
+def test_every_column_that_is_looked_up_is_needed(tmp_path: Path, column: str) -> None:
+    _rows(tmp_path)
+    path = tmp_path / "rows.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace(column, "other", 1), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"rows.csv.* lacks the columns {column}; give a CSV"):
+        inferencex.run([path])

@@ -117,6 +117,25 @@ def test_impossible_figures_are_refused_in_one_line(column: str, value: str) -> 
     assert "\n" not in str(refused.value)
 
 
+def write(path: Path, *rows: dict[str, str]) -> Path:
+    lines = [",".join(ROW), *(",".join(row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:
+    short = dict(list(ROW.items())[:-2])
+    with pytest.raises(InputError, match=r"rows.csv.* row 2 ends before column avg_power_w"):
+        ml_energy.run([write(tmp_path / "rows.csv", ROW, short)])
+
+
+def test_nothing_answered_fails_and_says_so(tmp_path: Path) -> None:
+    result = ml_energy.run([write(tmp_path / "rows.csv", {**ROW, "model": "nobody/no-such-model"})])
+    assert result["passed"] is False
+    assert result["summary"] == "0 of 1 rows; median absolute error: none"
+    assert sum(result["figures"]["refused"].values()) == 1
+
+
 def test_bad_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="gpqa"):
         ml_energy.predict({**ROW, "task": "poems"})

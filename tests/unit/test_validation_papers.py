@@ -111,6 +111,23 @@ def test_a_paper_with_its_data_gets_the_folder(two_papers, tmp_path):
     assert "skipped" not in result["figures"]
 
 
+def test_a_folder_without_any_papers_data_is_refused(two_papers, tmp_path):
+    (tmp_path / "rows.csv").write_text("x")
+    for path in (tmp_path, tmp_path / "rows.csv", tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=r"holds deep/file.csv, or leave --data out") as refused:
+            papers.check([path])
+        assert str(path) in str(refused.value)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file.csv").write_text("x")
+    papers.check([tmp_path])
+    with pytest.raises(InputError, match="give one folder"):
+        papers.check([tmp_path, tmp_path])
+
+
+def test_no_folder_is_no_error(two_papers):
+    papers.check([])
+
+
 def test_without_a_folder_the_environment_tells(two_papers, tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file.csv").write_text("x")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from plimsoll.core.errors import PlimsollError
+from plimsoll.core.errors import InputError, PlimsollError
 from validation import schedules
 
 CONFIG = {
@@ -99,8 +99,67 @@ def test_a_step_that_is_missing_in_the_record_is_a_difference(tmp_path: Path) ->
     assert schedules.run([written(tmp_path, short)])["passed"] is False
 
 
-def test_no_data_is_no_pass(tmp_path: Path) -> None:
-    assert schedules.run([written(tmp_path)])["passed"] is False
+@pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz"])
+def test_an_empty_file_is_refused_even_beside_a_good_one(tmp_path: Path, name: str) -> None:
+    empty, good = written(tmp_path, name=name), written(tmp_path, BY_HAND, name="good.jsonl")
+    for paths in ([empty], [good, empty]):
+        with pytest.raises(InputError, match=rf"{name}.* it is empty; give a file"):
+            schedules.run(paths)
+
+
+@pytest.mark.parametrize("name", ["bytes.jsonl", "bytes.jsonl.gz"])
+def test_what_is_no_text_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\xff\xfe\x00\x81" * 300)
+    with pytest.raises(InputError, match=rf"{name}.*not readable .*; give a file"):
+        schedules.run([path])
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(b'{"id": "\xff"}\n'))
+        with pytest.raises(InputError, match="not readable gzip text"):
+            schedules.run([path])
+        whole = gzip.compress(json.dumps(BY_HAND).encode())
+        for broken in (whole[:-30], whole[:12] + b"\xff" * 20 + whole[32:]):
+            path.write_bytes(broken)
+            with pytest.raises(InputError, match="not readable gzip text"):
+                schedules.run([path])
+
+
+FLAWS: list[tuple[tuple[Any, ...], Any, str]] = [
+    (("category",), None, "needs category"),
+    (("steps",), {}, "needs steps"),
+    (("config", "watermark"), ..., "config needs watermark"),
+    (("config", "block_size"), 0, "config needs block_size"),
+    (("config", "max_num_seqs"), "4", "config needs max_num_seqs"),
+    (("requests", 1), 7, "request 1 is no recorded request"),
+    (("requests", 1, "prefix_group"), ..., "request 1 is no recorded request"),
+    (("requests", 2, "output_tokens"), True, "request 2 needs whole numbers as output_tokens"),
+    (("requests", 2, "arrival_step"), -1, "request 2 needs whole numbers as arrival_step"),
+    (("requests", 0, "id"), 1, "request 0 needs .* its place"),
+    (("steps", 3), [], "step 3 needs scheduled"),
+    (("steps", 3, "free_blocks"), ..., "step 3 needs scheduled"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "words"), FLAWS)
+def test_other_records_are_refused_by_line(tmp_path: Path, place: tuple[Any, ...], value: Any, words: str) -> None:
+    foreign: Any = copy.deepcopy(BY_HAND)
+    inner = foreign
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    with pytest.raises(InputError, match=f"data.jsonl line 2: .*{words}"):
+        schedules.run([written(tmp_path, BY_HAND, foreign)])
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", "null", '"text"', "\n", "[" * 100_000])
+def test_a_line_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"odd.jsonl line 1: .*each line is a JSON object"):
+        schedules.run([path])
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plimsoll._version import __version__
-from plimsoll.api.calibrations import circumstances, host_time_record, step_model_identity
+from plimsoll.api.calibrations import circumstances, host_time_record, model_shape, step_model_identity
 from plimsoll.api.checks import load_gpu
 from plimsoll.api.documents import deployment_json, sources_json
 from plimsoll.api.measured_checks import check_origin, check_times, usable_error
@@ -24,6 +24,7 @@ from plimsoll.catalog.models import load_model
 from plimsoll.core.errors import InputError
 from plimsoll.core.run import Run
 from plimsoll.core.source import Source
+from plimsoll.engine import EngineConfig
 from plimsoll.engine import simulate as run_engine
 from plimsoll.perf.calibrated import calibrated
 from plimsoll.perf.factors import RATIO_LIMITS, Factors
@@ -198,7 +199,24 @@ class _Simulation:
         num_blocks = max(2, round(resolved.config.num_blocks * factors.kv_blocks))
         config = dataclasses.replace(resolved.config, num_blocks=num_blocks, frontend_s=factors.per_request_s)
         run = run_engine(measured.workload(), config, calibrated(resolved.step_model, factors), seed=self._seed)
+        _check_served(measured, run, config)
         return seen(run)
+
+
+def _check_served(measured: MeasuredRun, run: Run, config: EngineConfig) -> None:
+    """Refuse a replay without some of the requests: its percentiles would be of others than the measured ones.
+
+    Raises:
+        InputError: the deployment rejects requests that the server answered, or never ends them.
+    """
+    lacking = ~run.finished | (run.output_tokens < measured.output_tokens)
+    if not lacking.any():
+        return
+    longest = int((measured.prompt_tokens + measured.output_tokens)[lacking].max())
+    takes = f"up to {config.max_model_len} tokens, in {config.num_blocks} KV blocks of {config.block_size}"
+    reason = f"the server answered these, of up to {longest} tokens, and this deployment takes requests of {takes}"
+    remedy = f"{reason}: give --max-model-len and --kv-blocks as the server had them"
+    raise InputError(measured.name, f"{int(lacking.sum())} of {len(measured)} requests", remedy)
 
 
 def seen(run: Run) -> Seen:
@@ -299,4 +317,5 @@ def _calibration(asked: CalibrateScenario, resolved: Resolved, found: Fit, fixed
         held_back=found.held_back,
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         plimsoll_version=__version__,
+        model_shape=model_shape(resolved.model),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plimsoll.api.scenario import DeploymentFields, PlanScenario
@@ -19,6 +20,11 @@ from plimsoll.perf.memory import MemoryPlan
 from plimsoll.perf.overheads import HostTime, choose_host_time
 from plimsoll.perf.request import StepModelRequest
 from plimsoll.planner.sizing import with_option_defaults
+
+NO_SHAPE = (
+    "id", "architecture", "max_position", "published_params", "published_active_params", "source", "date", "aliases",
+)  # fmt: skip
+"""Fields of a model that say what it is called, not what a step of it takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,24 @@ def step_model_identity(name: str) -> str:
     return (kind if kind == "profile" or not argument else f"{kind}:{argument}") + plus + compositions.strip()
 
 
+def model_shape(model: ModelSpec) -> str:
+    """A digest of what a model is made of: its path may be that of another model elsewhere.
+
+    Fields at their defaults are left out, so that a field which a later version adds changes no digest.
+    """
+    return hashlib.sha256(repr(_made_of(model)).encode()).hexdigest()[:16]
+
+
+def _made_of(part: object) -> object:
+    if isinstance(part, tuple):
+        return tuple(map(_made_of, part))
+    if not dataclasses.is_dataclass(part):
+        return part
+    fields = [field for field in dataclasses.fields(part) if field.name not in NO_SHAPE]
+    values = [(field.name, getattr(part, field.name)) for field in fields if getattr(part, field.name) != field.default]
+    return type(part).__name__, tuple((name, _made_of(value)) for name, value in values)
+
+
 def circumstances(engine: str, cut: Parallelism, precision: str, kv_precision: str) -> dict[str, str | int]:
     """What else a calibration was measured at."""
     return {"engine": engine, **dataclasses.asdict(cut), "precision": precision, "kv_precision": kv_precision}
@@ -80,7 +104,7 @@ def apply_calibration(fields: DeploymentFields, request: StepModelRequest, engin
     if fields.calibration is None:
         return Applied(request=request)
     found = read_calibration(fields.calibration)
-    found.check(request.model.id, request.gpu.id, step_model_identity(fields.step_model))
+    found.check(request.model.id, request.gpu.id, step_model_identity(fields.step_model), model_shape(request.model))
     factors = factors_of(found)
     here = circumstances(engine, request.parallelism, request.precision, request.kv_precision)
     return Applied(
@@ -128,39 +152,55 @@ def calibrated_gpus(fields: PlanScenario, model: ModelSpec, gpus: Sequence[str])
     """The factors of every file of a plan's ``--calibration A,B``, by GPU.
 
     Raises:
-        InputError: a file that cannot be read, is of another model or step model, or of a GPU that is not asked for.
+        InputError: a file that cannot be read, is of another model or step model, or of a GPU that is not asked for;
+            two files of one GPU.
     """
-    found: dict[str, Factors] = {}
-    for name in _files(fields):
-        calibration = read_calibration(name)
-        if calibration.gpu not in gpus:
-            remedy = f"it was made for {calibration.gpu}, which is not among --gpus ({', '.join(gpus)})"
+    found: dict[str, Calibration] = {}
+    for calibration in _calibrations(fields):
+        name, gpu = calibration.name, calibration.gpu
+        if gpu not in gpus:
+            remedy = f"it was made for {gpu}, which is not among --gpus ({', '.join(gpus)})"
             raise InputError("--calibration", name, remedy)
-        calibration.check(model.id, calibration.gpu, step_model_identity(fields.step_model))
-        found[calibration.gpu] = factors_of(calibration)
-    return found
+        calibration.check(model.id, gpu, step_model_identity(fields.step_model), model_shape(model))
+        if gpu in found:
+            raise InputError("--calibration", name, f"it is of {gpu}, as {found[gpu].name} is: give one file a GPU")
+        found[gpu] = calibration
+    return {gpu: factors_of(calibration) for gpu, calibration in found.items()}
 
 
-def calibration_notes(fields: PlanScenario, engines: Sequence[str] = ()) -> list[str]:
-    """One sentence for every file of a plan's calibration, and one where an engine's host time is not the file's.
+def calibration_notes(fields: PlanScenario, engines: Sequence[str], gpus: Sequence[str]) -> list[str]:
+    """A sentence for every file of a plan's calibration, where an engine's host time or version is not the file's, and
+    which of the GPUs have no file.
 
     Raises:
         InputError: an engine has another host time than the seconds in a file were fitted beside.
     """
     notes = []
-    for calibration in (read_calibration(name) for name in _files(fields)):
+    calibrations = _calibrations(fields)
+    for calibration in calibrations:
         notes.append(f"{calibration.gpu}: {calibration_note(calibration)}")
-        if str(calibration.host_time.get("name", "")).endswith("'s own"):
-            continue  # of the step model, which the file belongs to
         for engine in engines:
             facts = find_engine(engine)
             policy = engine if facts is None else facts.policy
             options = with_option_defaults({}, policy, facts, Parallelism())
             name, version = (engine, "") if facts is None else (facts.id, facts.version)
             here = host_time_record(choose_host_time(name, options, fields.overheads), version)
+            if str(calibration.host_time.get("name", "")).endswith("'s own"):  # of the step model, as the file is
+                here = {**calibration.host_time, "engine_version": version}
             notes += [f"{calibration.gpu}: {note}" for note in calibration.check_host_time(here, name, 1)]
-    return notes
+    without = [gpu for gpu in gpus if gpu not in {calibration.gpu for calibration in calibrations}]
+    if calibrations and without:
+        notes.append(f"GPUs without a calibration: {', '.join(dict.fromkeys(without))}")
+    return list(dict.fromkeys(notes))
 
 
-def _files(fields: PlanScenario) -> list[str]:
-    return [part.strip() for part in (fields.calibration or "").split(",") if part.strip()]
+def carried_over_notes(fields: PlanScenario, here: Mapping[str, Sequence[Mapping[str, str | int]]]) -> list[str]:
+    """Where the deployments of an answer are not what was measured; `here` has their circumstances by GPU."""
+    found = [(one.gpu, note) for one in _calibrations(fields) for note in one.differences(*here.get(one.gpu, ()))]
+    return [f"{gpu}: {note}" for gpu, note in found]
+
+
+def _calibrations(fields: PlanScenario) -> list[Calibration]:
+    """All files, read; raises InputError."""
+    names = [] if fields.calibration is None else fields.calibration.split(",")
+    return [read_calibration(name.strip()) for name in names]

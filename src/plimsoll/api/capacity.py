@@ -13,11 +13,13 @@ from plimsoll._version import __version__
 from plimsoll.api.capacity_probes import Progress, SearchedLoad, make_probe, search_options, searched_load
 from plimsoll.api.documents import deployment_json, requests_name, sources_json
 from plimsoll.api.kinds import kinds_json, kinds_of, resolve_kinds
+from plimsoll.api.refused import refused_notes
 from plimsoll.api.resolve import Resolved, resolve, targets_of, workload_spec
 from plimsoll.api.scenario import CapacityScenario, build
 from plimsoll.api.splits import SplitTried, choose_split
 from plimsoll.core.errors import InputError
 from plimsoll.core.run import Run
+from plimsoll.core.workload import Workload
 from plimsoll.metrics import Targets
 from plimsoll.metrics.percentiles import num_samples_needed
 from plimsoll.planner.capacity import RATE, CapacityOptions, CapacityResult, Probe, find_capacity, find_whole_capacity
@@ -148,7 +150,7 @@ def capacity(
         options=options,
         result=found.result,
         wall_s=time.perf_counter() - started_s,
-        notes=(*notes, *_too_few(found.result, targets)),
+        notes=(*notes, *found.refused, *_too_few(found.result, targets)),
         kinds=found.kinds if several else (),
         held=found.held,
     )
@@ -169,18 +171,25 @@ def _looked(
     else:
         resolved, workload, spec = resolve(deployed, spec)
         kinds = (resolved,)
-    found = _search(make_probe(deployed, kinds, spec, load.unit, on_probe), targets, how, load)
+    refused: list[str] = []
+
+    def watch(run: Run, sent: Workload) -> None:
+        if not refused:  # the first probe that refuses somebody tells why
+            refused.extend(f"{note} (in one of the probes)" for note in refused_notes(run, sent, kinds))
+
+    found = _search(make_probe(deployed, kinds, spec, load.unit, on_probe, watch), targets, how, load)
     held = _held(found, make_probe(deployed, kinds, spec, load.unit)) if several else None
-    return _Look(kinds, describe(workload, spec), found, held)
+    return _Look(kinds, describe(workload, spec), found, held, tuple(refused))
 
 
 class _Look(NamedTuple):
-    """One search: what was resolved, and what it found."""
+    """One search: what was resolved, what it found, and why requests were refused on the way."""
 
     kinds: tuple[Resolved, ...]
     workload: WorkloadSummary
     result: CapacityResult
     held: Run | None
+    refused: tuple[str, ...]
 
 
 def _held(result: CapacityResult, probe: Probe) -> Run | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from plimsoll.api.kinds import kinds_of
 from plimsoll.api.resolve import Resolved
 from plimsoll.api.scenario import CapacityScenario
 from plimsoll.core.errors import InputError
 from plimsoll.core.run import Run
+from plimsoll.core.workload import Workload
 from plimsoll.engine import simulate as run_engine
 from plimsoll.engine.plugins import policy_named
 from plimsoll.planner.capacity import AT_ONCE, IN_FLIGHT, RATE, USERS, CapacityOptions
@@ -18,8 +20,11 @@ from plimsoll.workload.build import build_workload
 from plimsoll.workload.spec import WorkloadSpec
 
 Progress = Callable[[int, float], None]
+Watch = Callable[[Run, Workload], None]
 
 MOST_AT_ONCE = 100_000
+REPLICAS_OF_A_PROBE = 8
+"""How many replicas a probe of the usual greatest length is long enough for."""
 """Requests at once beyond which nobody looks: a capacity there is a lower bound and says so."""
 
 LEAST_IN_HORIZON, MOST_IN_HORIZON = 20, 1_000_000
@@ -63,9 +68,7 @@ def search_options(asked: CapacityScenario, load: SearchedLoad) -> CapacityOptio
     Raises:
         InputError: a number of requests that contradicts the load.
     """
-    options = CapacityOptions(
-        seeds=tuple(range(asked.seed, asked.seed + asked.num_seeds)), length=_length(asked.num_requests)
-    )
+    options = CapacityOptions(seeds=tuple(range(asked.seed, asked.seed + asked.num_seeds)), length=_length(asked))
     if load.unit == AT_ONCE:
         if asked.num_requests is not None:
             remedy = "leave it out: with --at-once the number of requests is what is searched"
@@ -81,10 +84,14 @@ def search_options(asked: CapacityScenario, load: SearchedLoad) -> CapacityOptio
     return options
 
 
-def _length(num_requests: int | None) -> ProbeLength:
+def _length(asked: CapacityScenario) -> ProbeLength:
     """As long as needed, or the user's own length for every probe."""
+    num_requests = asked.num_requests
     if num_requests is None:
-        return ProbeLength()
+        # As many for each replica as a fleet of eight has for each: more are in flight on a larger one.
+        replicas = sum(kind.replicas for kind in kinds_of(asked)) or asked.replicas
+        most = ProbeLength().max_requests
+        return ProbeLength(max_requests=max(most, most * replicas // REPLICAS_OF_A_PROBE))
     return ProbeLength(min_requests=num_requests, max_requests=num_requests, fixed=True)
 
 
@@ -94,11 +101,12 @@ def make_probe(
     spec: WorkloadSpec,
     unit: str,
     on_probe: Progress | None = None,
+    on_run: Watch | None = None,
 ) -> Callable[[float, int, int], Run]:
     """``probe(load, seed, num_requests) -> Run`` on a resolved deployment, or on several kinds behind one router.
 
     With a horizon a probe has the requests that are sent within it (of `asked.num_requests`, if those were given) and
-    is cut there.
+    is cut there. `on_run` gets every run, before the cut, with its workload.
     """
     count, first = 0, kinds[0]
     members = [(kind.config, kind.step_model) for kind in kinds] if len(kinds) > 1 else None
@@ -116,6 +124,8 @@ def make_probe(
         workload = build_workload(wanted)
         with policy_named(first.config.policy):
             run = run_engine(workload, first.config, first.step_model, duration_s=horizon_s, seed=seed, members=members)
+        if on_run is not None:
+            on_run(run, workload)
         return run if horizon_s is None else cut_at(run, workload, horizon_s)
 
     return probe

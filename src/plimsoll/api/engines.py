@@ -6,7 +6,14 @@ import dataclasses
 
 from plimsoll.api.checks import check_engine_name, check_policy
 from plimsoll.catalog.engine_facts import parse_version
-from plimsoll.catalog.engines import EngineFacts, find_engine, list_engines, load_engine, written_version
+from plimsoll.catalog.engines import (
+    EngineFacts,
+    find_engine,
+    list_engines,
+    load_engine,
+    oldest_version,
+    written_version,
+)
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.engine.cluster import CLUSTERS, POLICIES
 from plimsoll.engine.plugins import list_plugins
@@ -59,12 +66,19 @@ def named_engine(field: str, name: str) -> NamedEngine:
             check_engine_name(field, name, (*list_engines(), *policies, *list_plugins(CLUSTERS)))
         return NamedEngine(name=name, facts=load_engine(DEFAULT_ENGINE), policy=name, is_deployable=False)
     check_policy(field, name, found.policy)
-    written = written_version(found.id)
-    later = bool(at) and parse_version(found.version) > parse_version(written)
     return NamedEngine(
         name=f"{found.id}@{found.version}" if at else found.id,
         facts=found,
         policy=found.policy,
         is_deployable=True,
-        notes=(f"{found.id} {found.version} is taken to be like {written}, the last that is known",) if later else (),
+        notes=_version_notes(found) if at else (),
     )
+
+
+def _version_notes(engine: EngineFacts) -> tuple[str, ...]:
+    """What to say of a version that nothing is known of: it may not even exist."""
+    version = parse_version(engine.version)
+    for known, which in ((written_version(engine.id), "last"), (oldest_version(engine.id), "oldest")):
+        if version > parse_version(known) if which == "last" else version < parse_version(known):
+            return (f"{engine.id} {engine.version} is taken to be like {known}, the {which} that is known",)
+    return ()

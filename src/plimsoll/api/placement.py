@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from plimsoll._version import __version__
+from plimsoll.api.calibrations import calibration_notes, carried_over_notes
 from plimsoll.api.planning import plan_request
 from plimsoll.api.scenario import PlanScenario, build
 from plimsoll.core.errors import InputError, UnknownNameError
@@ -103,10 +104,24 @@ def place(scenario: PlanScenario | None = None, **fields: Any) -> PlacementAnswe
         remedy = "a placement does not count what compositions change in memory; name the step model alone"
         raise InputError("--step-model", asked.step_model, remedy)
     request = plan_request(dataclasses.replace(asked, placement=None))
+    engine = request.engines[0]  # of all stages, see `planner.placement_case`
+    notes = calibration_notes(asked, [engine], [limit.accelerator.id for limit in request.gpus])
     context = Context(request)
+    result = search_placements(request)
+    notes += carried_over_notes(asked, _circumstances(engine, result))
     return PlacementAnswer(
         scenario=asked,
         request=request,
-        result=search_placements(request),
+        result=dataclasses.replace(result, notes=(*result.notes, *notes)),
         tokens_per_request=context.mean_prompt_tokens + context.mean_output_tokens,
     )
+
+
+def _circumstances(engine: str, result: PlacementResult) -> dict[str, list[dict[str, str | int]]]:
+    """Engine, stages and precision of the placements, by the GPUs that they use."""
+    found: dict[str, list[dict[str, str | int]]] = {}
+    for plan in result.plans:
+        here: dict[str, str | int] = {"engine": engine, "tp": 1, "pp": len(plan.stages), "precision": plan.precision}
+        for gpu in {stage.gpu for stage in plan.stages}:
+            found.setdefault(gpu, []).append(here)
+    return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from plimsoll import launch
 from plimsoll._version import __version__
-from plimsoll.api.calibrations import calibrated_gpus, calibration_notes
+from plimsoll.api.calibrations import calibrated_gpus, calibration_notes, carried_over_notes, circumstances
 from plimsoll.api.checks import called, check_engine_name, check_rate, check_settings, load_gpu, required
 from plimsoll.api.engines import named_engine
 from plimsoll.api.offloaded import OFFLOADING
@@ -111,13 +112,14 @@ def plan(
     """
     asked = scenario if scenario is not None else build(PlanScenario, fields)
     request = plan_request(asked)
-    calibrations = calibration_notes(asked, request.engines)
+    calibrations = calibration_notes(asked, request.engines, [limit.accelerator.id for limit in request.gpus])
     options = SearchOptions()
     if on_progress is not None:
         options = options._replace(on_progress=on_progress)
     if keep_in is None:
         with called("--engine", "--engines"):
             result = search(request, options)
+        calibrations += carried_over_notes(asked, _circumstances(request, result))
         return PlanAnswer(scenario=asked, request=request, result=_with_notes(result, calibrations))
     kept = KeptCapacities(Path(keep_in))
     try:
@@ -125,10 +127,26 @@ def plan(
             result = search(request, options._replace(cache=kept))
     finally:
         kept.close()
-    notes = list(calibrations)
+    notes = [*calibrations, *carried_over_notes(asked, _circumstances(request, result))]
     if kept.num_resumed:
         notes.append(f"resumed: {kept.num_resumed} capacities were known from an earlier search in {keep_in}")
     return PlanAnswer(scenario=asked, request=request, result=_with_notes(result, notes))
+
+
+def _circumstances(request: PlanRequest, result: PlanResult) -> dict[str, list[dict[str, str | int]]]:
+    """What the listed plans and the existing one differ in, by GPU; what was searched where nothing is listed."""
+    listed = [plan for name in PLAN_LISTS for plan in getattr(result, name)]
+    searched = list(itertools.product(request.engines, request.resolved_precisions())) if not listed else []
+    found: dict[str, list[dict[str, str | int]]] = {
+        limit.accelerator.id: [{"engine": engine, "precision": precision} for engine, precision in searched]
+        for limit in request.gpus
+    }
+    for plan in [*listed, *([] if result.starting_point is None else [result.starting_point])]:
+        one = plan.deployment
+        engine = one.engine if plan.pools is None else plan.pools.engine
+        here = circumstances(engine, one.parallelism, one.precision, one.kv_precision)
+        found.setdefault(one.gpu, []).append(here)
+    return found
 
 
 def _with_notes(result: PlanResult, notes: list[str]) -> PlanResult:

@@ -26,7 +26,7 @@ from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig
 from plimsoll.metrics import Targets
 from plimsoll.perf.compositions import build_composed, combined_memory_effect, parse_step_model
-from plimsoll.perf.memory import MemoryAssumptions, MemoryPlan, kv_capacity
+from plimsoll.perf.memory import OWN_POOL, MemoryAssumptions, MemoryPlan, kv_capacity
 from plimsoll.perf.overheads import HostTime, choose_host_time, in_use
 from plimsoll.perf.request import StepModelRequest
 from plimsoll.planner.own_defaults import own_defaults_note, sized_with_own_defaults
@@ -81,7 +81,8 @@ class Resolved:
         ways = [f"{name} {count}" for name, count in (("TP", cut.tp), ("PP", cut.pp), ("DP", cut.dp)) if count > 1]
         replicas, gpus = self.deployment.replicas, self.deployment.num_gpus
         factors = " × ".join([f"{replicas} replica{'s' * (replicas > 1)}", *(ways or ["TP 1"])])
-        return f"{gpus} GPU{'s' * (gpus > 1)} = {factors}"
+        experts = f" (experts over EP {cut.ep})" if cut.ep > 1 else ""
+        return f"{gpus} GPU{'s' * (gpus > 1)} = {factors}{experts}"
 
 
 def targets_of(fields: TargetFields) -> Targets:
@@ -174,7 +175,8 @@ def resolve(fields: DeploymentFields, spec: WorkloadSpec) -> tuple[Resolved, Wor
         workload = build_workload(spec)
     config, pooled = with_ranks(resolved.config, fields.dp, workload, resolved.step_model)
     routing = router_notes(fields.router, config.policy, config.replicas, workload)
-    notes = (*resolved.notes, *_length_note(fields, resolved), *([pooled] if pooled else []), *routing)
+    known = [note for note in resolved.notes if not (pooled and note.endswith(OWN_POOL))]
+    notes = (*known, *_length_note(fields, resolved), *([pooled] if pooled else []), *routing)
     return dataclasses.replace(resolved, config=config, notes=notes), workload, spec
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from plimsoll._version import __version__
 from plimsoll.api.documents import deployment_json, sources_json
 from plimsoll.api.kinds import kinds_json, kinds_of, resolve_kinds
+from plimsoll.api.refused import refused_notes
 from plimsoll.api.resolve import Resolved, resolve, targets_of, workload_spec
 from plimsoll.api.scenario import SimulateScenario, build
 from plimsoll.core.errors import InputError
@@ -159,7 +159,7 @@ def evaluate(
         wall_s=wall_s,
         notes=(
             *dict.fromkeys(note for one in kinds or (resolved,) for note in one.notes),
-            *_rejections(run, kinds or (resolved,)),
+            *refused_notes(run, workload, kinds or (resolved,)),
             *([] if outside is None else [outside.sentence()]),
         ),
         kinds=kinds,
@@ -174,11 +174,3 @@ def _outside(asked: SimulateScenario, resolved: Resolved, workload: Workload) ->
     if counted.can_count:
         run_engine(workload, resolved.config, counted, duration_s=asked.duration_s, seed=asked.seed)
     return counted
-
-
-def _rejections(run: Run, kinds: Sequence[Resolved]) -> list[str]:
-    rejected = int((run.status == 2).sum())
-    if not rejected:
-        return []
-    longest = min(min(one.memory.max_model_len, one.config.num_blocks * one.config.block_size) for one in kinds)
-    return [f"{rejected} of {len(run)} requests are longer than the server takes ({longest} tokens): rejected"]

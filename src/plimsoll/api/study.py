@@ -7,7 +7,7 @@ left is the scheduling rule.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from plimsoll._version import __version__
@@ -133,8 +133,21 @@ def study_engines(
             refused[name] = str(error)
     if not results:
         raise InfeasibleError(next(iter(refused.values())), "engine")
-    notes = tuple(dict.fromkeys(note for result in results.values() for note in result.notes))
+    notes = _merged({name: result.notes for name, result in results.items()})
     return EnginesStudy(scenario=asked, results=results, refused=refused, notes=notes)
+
+
+def _merged(notes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The notes of all engines, each once, behind the engines that it is about."""
+    about: dict[str, list[str]] = {}
+    for name, own in notes.items():
+        for note in dict.fromkeys(own):
+            about.setdefault(note.removeprefix(f"{name.partition(',')[0]}: "), []).append(name)
+    everybody = list(notes)
+    named = {
+        note: "all engines" if names == everybody and names[1:] else "; ".join(names) for note, names in about.items()
+    }
+    return tuple(note if note.startswith(f"{named[note]} ") else f"{named[note]}: {note}" for note in about)
 
 
 def _offloads(resolved: Resolved) -> bool:
@@ -193,6 +206,8 @@ def _row(name: str, document: dict[str, Any]) -> dict[str, Any]:
         "kv_use_max_frac": metrics["kv_use_frac"]["max"],
         "preemptions": counts["preemptions"],
         "finished": counts["finished"],
+        "rejected": counts["rejected"],
+        "num_requests": sum(counts[end] for end in ("finished", "unfinished", "rejected", "failed")),
         "num_steps": document["num_steps"],
         "queue_grows": document["queue_grows"],
         "wall_s": document["wall_s"],

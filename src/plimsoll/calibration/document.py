@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from plimsoll.core.errors import InputError
 KIND = "plimsoll calibration"
 VERSION = 1
 IDENTITY = ("model", "gpu", "step_model")
-CIRCUMSTANCES = ("engine", "tp", "pp", "dp", "ep", "precision", "kv_precision")
+TEXTS = (*IDENTITY, "fitted_on", "held_back", "date", "plimsoll_version", "model_shape")
+ERRORS = ("error_before", "error_after")
+OBJECTS = ("circumstances", "host_time", "factors", "deviations")
+REQUIRED = (*IDENTITY, "circumstances", "factors", *ERRORS)
+LARGEST = 1e300
+CUT = ("tp", "pp", "dp", "ep")
+CIRCUMSTANCES = ("engine", *CUT, "precision", "kv_precision")
 HOST_FACTORS = ("per_step_s", "per_request_s")
 """Factors that are seconds beyond the host time they were fitted with, and mean nothing beside another."""
 
@@ -24,6 +31,8 @@ class Calibration:
 
     Attributes:
         model, gpu: catalogue ids; a file is refused for any other.
+        model_shape: a digest of what the model is made of: a path such as ``config.json`` may name any; empty in files
+            older than 2026-11-20.
         step_model: the step model that the factors correct; refused for any other.
         circumstances: engine, cut and precisions at which it was measured; others are allowed, and said.
         host_time: that the simulations had while the factors were fitted: ``name``, ``seconds`` by name, ``api_server``
@@ -48,10 +57,11 @@ class Calibration:
     held_back: str = ""
     date: str = ""
     plimsoll_version: str = ""
+    model_shape: str = ""
     name: str = ""
 
-    def check(self, model: str, gpu: str, step_model: str) -> None:
-        """Refuse another model, GPU or step model.
+    def check(self, model: str, gpu: str, step_model: str, model_shape: str = "") -> None:
+        """Refuse another model, GPU or step model, and another model under the same name where shapes are known.
 
         Raises:
             InputError: names what differs, and what the file is for.
@@ -61,14 +71,22 @@ class Calibration:
             if known != given:
                 remedy = f"it was made for {field.replace('_', ' ')} {known}, this is {given}: run plimsoll calibrate"
                 raise InputError("--calibration", self.name, remedy)
+        if self.model_shape and model_shape and self.model_shape != model_shape:
+            remedy = f"it was made for a model of another shape that was called {model} too: run plimsoll calibrate"
+            raise InputError("--calibration", self.name, remedy)
 
-    def differences(self, circumstances: Mapping[str, Any]) -> list[str]:
-        """A sentence where the deployment is not the one that was measured."""
-        other = [
-            f"{name} {self.circumstances[name]} (here {circumstances[name]})"
-            for name in CIRCUMSTANCES
-            if name in self.circumstances and name in circumstances and self.circumstances[name] != circumstances[name]
-        ]
+    def differences(self, *circumstances: Mapping[str, Any]) -> list[str]:
+        """A sentence where a deployment, or any of several, is not the one that was measured.
+
+        An engine in another version is the same engine: `check_host_time` compares versions.
+        """
+        other = []
+        for name in CIRCUMSTANCES:
+            known = self.circumstances.get(name)
+            found = dict.fromkeys(here[name] for here in circumstances if name in here)
+            differing = [str(value) for value in found if _plain_engine(value) != _plain_engine(known)]
+            if known is not None and differing:
+                other.append(f"{name} {known} (here {', '.join(differing)})")
         return [f"the calibration was measured with {', '.join(other)}: its factors are carried over"] if other else []
 
     def check_host_time(self, host_time: Mapping[str, Any], engine: str, stages: int) -> list[str]:
@@ -80,12 +98,16 @@ class Calibration:
             stages: its pipeline stages: with others the seconds are not comparable.
 
         Raises:
-            InputError: the same engine has another host time now, and factors are seconds beyond the former one.
+            InputError: the same engine has another host time now, and factors are seconds beyond the former one; a
+                version by its own name (``vllm-v1@0.11.0``) is the same engine.
         """
+        is_same_engine = _plain_engine(self.circumstances.get("engine")) == _plain_engine(engine)
+        others = self._other_version(host_time, engine) if is_same_engine else []
         counted = [name for name in HOST_FACTORS if self.factors.get(name)]
         factors = " and ".join(name.removesuffix("_s").replace("_", "-") for name in counted)
         if not self.host_time:
-            return [f"the calibration does not say beside which host time its {factors} holds"] if counted else []
+            unsaid = f"the calibration does not say beside which host time its {factors} holds"
+            return [*([unsaid] if counted else []), *others]
         was, now = (_host_words(one) for one in (self.host_time, host_time))
         remedy = "give --overheads as when it was made"
         is_same_cut = self.circumstances.get("pp", 1) == stages
@@ -93,14 +115,32 @@ class Calibration:
             was, now = (f"{_host_words(one)} ({_host_seconds(one)})" for one in (self.host_time, host_time))
             remedy = "that name has other seconds now"
         if was != now:
-            if counted and self.circumstances.get("engine") == engine:
+            if counted and is_same_engine:
                 said = f"its {factors} was fitted beside the host time {was}, here it is {now}: {remedy}"
                 raise InputError("--calibration", self.name, f"{said}, or run plimsoll calibrate again")
-            return [f"the calibration was fitted beside the host time {was} (here {now})"]
-        version, here = self.host_time.get("engine_version"), host_time.get("engine_version")
-        if version and here and version != here and self.circumstances.get("engine") == engine:
-            return [f"the calibration was fitted for {engine} {version} (here {here})"]
-        return []
+            return [f"the calibration was fitted beside the host time {was} (here {now})", *others]
+        return others
+
+    def _other_version(self, host_time: Mapping[str, Any], engine: str) -> list[str]:
+        """A sentence where the same engine is of another version."""
+        named = str(self.circumstances.get("engine", "")).partition("@")[2]
+        version, here = self.host_time.get("engine_version") or named, host_time.get("engine_version")
+        if not version or not here or _plain_version(version) == _plain_version(here):
+            return []
+        return [f"the calibration was fitted for {_plain_engine(engine)} {version} (here {here})"]
+
+
+def _plain_engine(value: object) -> object:
+    """An engine's name without its version; anything else, a policy's file too, as it is."""
+    return value.partition("@")[0] if isinstance(value, str) and not value.endswith(".py") else value
+
+
+def _plain_version(version: str) -> str:
+    """``0.32`` of ``v0.32.0``."""
+    parts = version.removeprefix("v").split(".")
+    while len(parts) > 1 and parts[-1] == "0":
+        parts.pop()
+    return ".".join(parts)
 
 
 def _host_words(host_time: Mapping[str, Any]) -> str:
@@ -126,6 +166,8 @@ def read_calibration(path: str) -> Calibration:
     Raises:
         InputError: it cannot be read, is of another kind or version, or a field is missing or wrong.
     """
+    if not path.strip():
+        raise InputError("--calibration", path, "name a file that plimsoll calibrate wrote, or leave it out")
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -138,17 +180,57 @@ def read_calibration(path: str) -> Calibration:
         raise InputError(
             "--calibration", path, f"it is of another version than {VERSION}: run plimsoll calibrate again"
         )
-    try:
-        calibration = Calibration(**document, name=path)
-        for group in (calibration.factors, calibration.deviations):
-            for name, value in group.items():
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise TypeError(f"{name} is {value!r}, no number")
-        calibration.host_time.items()
-        is_worse = calibration.error_after > calibration.error_before
-    except (TypeError, AttributeError) as error:
-        raise InputError("--calibration", path, f"{error}; run plimsoll calibrate again") from error
-    if is_worse:
+    if damage := next(itertools.chain(_wrong_fields(document), _wrong_entries(document)), None):
+        raise InputError("--calibration", path, f"{damage}; run plimsoll calibrate again")
+    calibration = Calibration(**document, name=path)
+    if calibration.error_after > calibration.error_before:
         errors = f"{calibration.error_before:.1%} without, {calibration.error_after:.1%} with it"
         raise InputError("--calibration", path, f"it made what it had not seen worse ({errors}): measure more runs")
     return calibration
+
+
+def _wrong_fields(document: Mapping[str, Any]) -> Iterator[str]:
+    """Fields of a file that are missing, unknown or of another kind, in words."""
+    yield from (f"it has no {name}" for name in REQUIRED if name not in document)
+    for name, value in document.items():
+        if name in TEXTS:
+            if not isinstance(value, str):
+                yield f"its {name} is no text"
+        elif name in ERRORS:
+            if not _is_number(value) or value < 0:
+                yield f"its {name} is no number from 0"
+        elif name not in OBJECTS:
+            yield f"its field {name[:40]!r} is unknown"
+        elif not isinstance(value, dict):
+            yield f"its {name} is no object of names and values"
+
+
+def _wrong_entries(document: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong within the fields, where `_wrong_fields` finds nothing."""
+    if not document["factors"]:
+        yield "its factors are empty"
+    for group in ("factors", "deviations"):
+        yield from _no_numbers(group, document.get(group, {}))
+    for name, value in document["circumstances"].items():
+        if not isinstance(value, str if name not in CUT else int) or isinstance(value, bool):
+            yield f"its circumstances {name[:40]} is {_shown(value)}, which says nothing"
+    for name, value in document.get("host_time", {}).items():
+        if name == "seconds" and isinstance(value, dict):
+            yield from _no_numbers("host_time seconds", value)
+        elif name == "seconds" or not isinstance(value, str):
+            yield f"its host_time {name[:40]} is {_shown(value)}, which says nothing"
+
+
+def _no_numbers(where: str, values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if not _is_number(value):
+            yield f"its {where} {name[:40]} is {_shown(value)}, no number"
+
+
+def _is_number(value: object) -> bool:
+    """Whether finite, and no whole number beyond all floats."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+
+
+def _shown(value: object) -> str:
+    return str(type(value).__name__) if isinstance(value, (dict, list)) else repr(value)[:40]

@@ -225,8 +225,8 @@ def load_engine(name: str, version: str | None = None) -> EngineFacts:
         UnknownNameError: no such engine.
         InputError: a version that cannot be read.
     """
-    wanted, _, inline = name.partition("@")
-    asked = version or inline or None
+    wanted, at, inline = name.partition("@")
+    asked = version or (inline if at else None)
     if asked is not None and not re.match(r"v?\d+(\.\d+)*", asked):
         raise InputError("engine version", asked, "write it like 0.19.0")
     plain = _plain(wanted)
@@ -256,6 +256,15 @@ def written_version(engine: str) -> str:
         UnknownNameError: no such engine.
     """
     return str(_read(load_engine(engine).id)["version"])
+
+
+def oldest_version(engine: str) -> str:
+    """The oldest version of which something is known: earlier ones are taken to be like it.
+
+    Raises:
+        UnknownNameError: no such engine.
+    """
+    return str(_read(load_engine(engine).id)["oldest"]["version"])
 
 
 def visible_memory_bytes(gpu: Accelerator) -> float:

@@ -22,6 +22,7 @@ from plimsoll.catalog.engine_facts import (
     find_engine,
     list_engines,
     load_engine,
+    oldest_version,
     visible_memory_bytes,
     written_version,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "find_engine",
     "list_engines",
     "load_engine",
+    "oldest_version",
     "visible_memory_bytes",
     "written_version",
 ]

@@ -246,7 +246,17 @@ def _unknown(name: str, hint: str) -> UnknownNameError:
     the organisation. Where none is near, the command that lists them is named instead of some of them.
     """
     known = [model_id if "/" in name else model_id.rpartition("/")[2] for model_id in list_models()]
+    known = _beginning_or_containing(_plain(name), known) or known
     if closest_names(name, known):
         return UnknownNameError("--model", name, known, hint)
     nothing_near = f"none like it; `plimsoll catalog models` lists all {len(known)} {hint}"
     return UnknownNameError("--model", name, (), nothing_near)
+
+
+def _beginning_or_containing(wanted: str, known: Collection[str]) -> list[str]:
+    """Names that begin with what was typed (in plain letters), else those that contain it; empty if there are none.
+
+    They are nearer than any that is only spelt like it.
+    """
+    beginning = [name for name in known if wanted and _plain(name).startswith(wanted)]
+    return beginning or [name for name in known if wanted and wanted in _plain(name)]

@@ -91,8 +91,15 @@ def _place(path: str, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def policy_named(policy: str, field: str = "--engine") -> Iterator[None]:
+def policy_named(
+    policy: str, field: str = "--engine", elsewhere: str = "in a step that plan() asked for"
+) -> Iterator[None]:
     """Turn whatever a user's policy file does wrong into one line that names the file, the method and its line.
+
+    Args:
+        policy: as the user named it.
+        field: into which they typed it.
+        elsewhere: where it failed, if no line of the file is to blame.
 
     Raises:
         InputError: it failed, or planned what cannot be. Errors of built-in policies are bugs of ours and pass through.
@@ -105,7 +112,7 @@ def policy_named(policy: str, field: str = "--engine") -> Iterator[None]:
     except PlimsollError:
         raise
     except (Exception, SystemExit) as error:
-        place = _place(policy, error) or "in a step that plan() asked for"
+        place = _place(policy, error) or elsewhere
         raise InputError(field, policy, f"it failed {place}: {_said(error)}") from error
 
 
@@ -130,17 +137,58 @@ def _looked_at(plan: Callable[..., Any], name: str, field: str) -> Callable[...,
         if not isinstance(answer, (GeneralPlan, StepPlan)):
             kind = "GeneralPlan" if isinstance(self, GeneralPolicy) else "StepPlan"
             raise InputError(field, name, f"{where} returned {answer!r:.60}; return a {kind}")
-        known = len(view.requests)
-        for request, tokens in answer.chunks:
-            if not 0 <= request < known:
-                raise InputError(
-                    field, name, f"{where} planned request {request}; there are those from 0 to {known - 1}"
-                )
-            if tokens < 1:
-                raise InputError(field, name, f"{where} planned {tokens} tokens of request {request}; plan at least 1")
+        wrong = _wrong_in(answer, view)
+        if wrong:
+            raise InputError(field, name, f"{where} {wrong}")
         return answer
 
     return looked_at
+
+
+def _wrong_in(plan: StepPlan, view: Any) -> str:
+    """What the engine could not carry out of a plan, in words; empty if nothing."""
+    holds, chunks = plan.holds, plan.chunks
+    if type(holds) is not int or holds < 1:
+        return f"planned holds={holds!r:.40}; write a whole number (int) of steps, at least 1, or UNLIMITED"
+    if not isinstance(chunks, (list, tuple)) or not all(isinstance(c, (list, tuple)) and len(c) == 2 for c in chunks):
+        return f"planned the chunks {chunks!r:.60}; write a list of pairs (request, tokens)"
+    known, planned = len(view.requests), dict.fromkeys((request for request, _ in chunks), 0)
+    for request, tokens in chunks:
+        if type(request) is not int or not 0 <= request < known:
+            return f"planned request {request!r:.40}; there are those from 0 to {known - 1}"
+        if type(tokens) is not int or tokens < 1:
+            shown = f"{tokens!r:.40} tokens of request {request}"
+            return f"planned {shown}; plan at least 1" if type(tokens) is int else f"planned {shown}; write an int"
+        planned[request] += tokens
+        left = _left_of(request, plan, view)
+        if planned[request] > left:
+            return f"planned {planned[request]} tokens of request {request}; {left} are left of its prompt"
+    if chunks and holds > 1:
+        if len(chunks) > 1:
+            return f"planned {len(chunks)} chunks with holds={holds}; with several chunks a plan holds for 1 step"
+        most = (left - 1) // tokens
+        if holds > max(most, 1):
+            shown = f"{tokens} tokens of request {request} with holds={holds}"
+            return f"planned {shown}, of which none may end the prompt; write holds={max(most, 1)} at most"
+    for name in ("fill", "then_fill", "spare", "pad_prompt", "pass_tokens"):
+        value = getattr(plan, name, 0)  # some are of a GeneralPlan only
+        if type(value) is not int or value < 0:
+            return f"planned {name}={value!r:.40}; write a whole number (int), at least 0"
+    until_s = getattr(plan, "until_s", 0.0)
+    if until_s != until_s:
+        return "planned until_s=nan; write a time in seconds"
+    return ""
+
+
+def _left_of(request: int, plan: StepPlan, view: Any) -> int:
+    """Tokens of a request that a plan may have computed."""
+    target: int = view.requests.target[request]
+    if request in view.prefilling:
+        return target - int(view.prefilling[request])
+    if request in view.waiting:
+        return target
+    # Who gives way in this very plan computes its own tokens again too: how many is known when it has given way.
+    return int(view.requests.final[request]) if request in plan.preempt else 0
 
 
 def _class_in(module: ModuleType, stem: str, name: str, field: str) -> type:
@@ -168,11 +216,12 @@ def construct(cls: type, name: str, config: object, options: Mapping[str, object
             class that cannot be made.
     """
     check_options(cls, name, options)
-    with policy_named(name):
+    with policy_named(name, elsewhere="while its class was made"):
+        parameters = list(inspect.signature(cls).parameters.items())
+        if not any(p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for _, p in parameters):
+            raise InputError("--engine", name, f"{cls.__name__} takes no config; write def __init__(self, config)")
         needed = [
-            key
-            for key, p in list(inspect.signature(cls).parameters.items())[1:]
-            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            key for key, p in parameters[1:] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         ]
         if needed:
             remedy = f"__init__() takes a config; make {', '.join(needed)} an option, with a default, after a *"

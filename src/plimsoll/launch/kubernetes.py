@@ -10,7 +10,7 @@ import importlib
 import re
 
 from plimsoll.catalog.engines import load_engine
-from plimsoll.core.errors import InfeasibleError
+from plimsoll.core.errors import InfeasibleError, UnknownNameError
 from plimsoll.launch.request import LaunchRequest, arithmetic
 
 TITLE = "Kubernetes"
@@ -82,7 +82,11 @@ def _probe(request: LaunchRequest, period_s: int, num_tries: int = 1) -> dict[st
 
 def _deployment(request: LaunchRequest) -> dict[str, object]:
     deployment = request.deployment
-    engine = load_engine(deployment.engine)
+    try:
+        engine = load_engine(deployment.engine)
+    except UnknownNameError:
+        reason = f"{deployment.engine} is a scheduling policy, and no server has it; use a server's command"
+        raise InfeasibleError(reason, "engine") from None
     image = _IMAGES.get((engine.framework, request.gpu_vendor))
     resource = _RESOURCES.get(request.gpu_vendor)
     if image is None or resource is None:

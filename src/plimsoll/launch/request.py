@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.catalog.counting import native_precision
-from plimsoll.catalog.engines import default_settings, load_engine
+from plimsoll.catalog.engines import EngineFacts, default_settings, load_engine
 from plimsoll.core.deployment import Deployment, EngineSettings
 from plimsoll.core.errors import UnknownNameError
 
@@ -82,10 +82,13 @@ def view(request: LaunchRequest, framework: str) -> TargetView:
     deployment, gpu = request.deployment, request.gpu
     target = load_engine(framework)
     try:
-        planned = load_engine(deployment.engine)
+        planned: EngineFacts | None = load_engine(deployment.engine)
     except UnknownNameError:
-        planned = target  # a scheduling policy without an engine of its own: its settings are taken as they are
-    settings, comments = deployment.settings, []
+        planned = None  # a scheduling policy without an engine of its own: its settings are taken as they are
+    settings, comments = deployment.settings, list[str]()
+    if planned is None:
+        comments.append(f"# This server does not schedule as {deployment.engine} does: what was planned may not hold.")
+        planned = target
     if planned.framework != target.framework:
         cleared = dataclasses.replace(
             settings, gpu_memory_utilization=None, block_size=target.block_size, num_kv_blocks=None

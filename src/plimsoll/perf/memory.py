@@ -32,6 +32,8 @@ from plimsoll.perf.footprint import activation_peak_bytes, graph_bytes, stage_la
 from plimsoll.perf.memory_words import breakdown_of, gib
 
 KV_ELEMENT_BYTES = {"auto": 2.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
+OWN_POOL = "data-parallel ranks has a pool of its own"
+"""How the note ends that an engine contradicts which simulates ranks as one pool."""
 DEFAULT_EXPECTED_TOKENS = 2048
 _OTHER_TP = (1, 2, 4, 8, 16, 32)
 _OTHER_PRECISIONS = ("fp8", "int4")
@@ -329,7 +331,7 @@ def _notes(rank: _Rank, expected: int, assumed: MemoryAssumptions, parallelism: 
         given = "expected" if assumed.expected_sequence_tokens else "assumed"
         notes.append(f"{kind}: a KV block is sized for sequences of {expected} tokens ({given}); modelled")
     if parallelism.dp > 1:
-        notes.append(f"each of the {parallelism.dp} data-parallel ranks has a pool of its own")
+        notes.append(f"each of the {parallelism.dp} {OWN_POOL}")
     return tuple(notes)
 
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from plimsoll.catalog.rental import Rental
 from plimsoll.core.deployment import EngineSettings
 from plimsoll.core.errors import InfeasibleError, OutOfRangeError
 from plimsoll.core.step import StepModel
+from plimsoll.core.workload import Workload
+from plimsoll.engine.refusals import refusals
 from plimsoll.perf.error_bands import ErrorBand
 from plimsoll.perf.memory import MemoryPlan
 from plimsoll.planner.context import Context
@@ -106,7 +110,7 @@ def _screened_or_not(
     except (InfeasibleError, OutOfRangeError) as error:
         kind = error.constraint if isinstance(error, InfeasibleError) else "data"
         return reject(config, counts, kind, str(error))
-    reason = _missed_alone(context, one)
+    reason = _refuses(context, one) or _missed_alone(context, one)
     return one if reason is None else reject(config, counts, *reason)
 
 
@@ -166,6 +170,31 @@ def _estimator(context: Context, config: ReplicaConfig, memory: MemoryPlan, mode
         s_per_token=float(told["transfer_s_per_token"]), latency_s=float(told.get("transfer_latency_s", 0.0))
     )
     return PoolEstimator(shared, means, limits, config.pools, link)
+
+
+def _refuses(context: Context, one: Screened) -> tuple[str, str] | None:
+    """Whether its policy refuses so many requests, as longer than a step, that the percentile of every target is one.
+
+    Only where a step is shorter than the longest request is the policy asked. Pools' engines refuse nobody by it.
+    """
+    lengths, budget = context.lengths, one.settings.max_num_batched_tokens or 1
+    spans = lengths.prompt_tokens + lengths.output_tokens
+    if one.config.pools is not None or int(spans.max()) <= budget:
+        return None
+    sample = Workload(
+        arrival_s=np.zeros(len(spans)), prompt_tokens=lengths.prompt_tokens, output_tokens=lengths.output_tokens
+    )
+    engine = context.parts.engine(one.config, one.memory, 1, context.request.router)
+    found = refusals(sample, dataclasses.replace(engine, max_num_batched_tokens=budget))
+    share = float(found.by_step.mean())
+    if share <= 1.0 - context.targets.percentile / 100.0:
+        return None
+    longest = int(lengths.prompt_tokens[found.by_step].max())
+    who = "all requests" if share == 1.0 else f"{share:.1%} of the requests"
+    return "length", (
+        f"prompts up to {longest:,} tokens do not fit into a step of {budget:,}, so {one.config.engine} refuses {who}: "
+        "raise the token budget"
+    )
 
 
 def _missed_alone(context: Context, one: Screened) -> tuple[str, str] | None:

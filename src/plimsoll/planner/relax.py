@@ -20,7 +20,7 @@ from plimsoll.planner.request import PlanRequest
 from plimsoll.planner.results import Rejection, Relaxation
 from plimsoll.planner.stages import prepare
 
-WOULD_NOT_START = frozenset(("divisibility", "precision", "topology", "engine"))
+WOULD_NOT_START = frozenset(("divisibility", "precision", "topology", "engine", "length"))
 """Reasons against a candidate that no load, target or budget changes."""
 TRIED_FOR_TARGETS = 6
 MOST_TIMES_THE_GPUS = 8
@@ -45,6 +45,10 @@ def what_would_give(context: Context, rejected: Sequence[Rejection]) -> tuple[Re
         return one_thing
     together = _together(context)
     if together is not None and together.needed is None and kinds and kinds <= WOULD_NOT_START:
+        refusing = [rejection.reason for rejection in rejected if rejection.kind == "length"]
+        if refusing:
+            text = f"No candidate takes these requests: {refusing[-1]}."  # the largest budget comes last
+            return (Relaxation(what="deployment", text=text),)
         reason = rejected[0].reason.rstrip(".")
         return (Relaxation(what="deployment", text=f"No candidate would start: {reason}."),)
     return (together,) if together is not None else ()

@@ -21,8 +21,9 @@ class Rejection:
         config: ``1–4 × H100-SXM TP4 bf16 vllm-v1 budget 2048``.
         reason: one sentence with the figures.
         kind: ``engine``, ``precision``, ``divisibility``, ``topology``, ``memory``, ``data``, ``price``, ``budget``,
-            ``spare``, ``ttft``, ``tpot``, ``e2e``, ``rate`` (did not start, or cannot), ``bound`` (its optimistic
-            bound is beaten by simulated plans), ``beaten`` (simulated, and others are better).
+            ``spare``, ``length`` (its policy refuses requests as longer than a step), ``ttft``, ``tpot``, ``e2e``,
+            ``rate`` (did not start, or cannot), ``bound`` (its optimistic bound is beaten by simulated plans),
+            ``beaten`` (simulated, and others are better).
         num_candidates: how many.
         simulated: whether a simulation or only an estimate speaks.
     """

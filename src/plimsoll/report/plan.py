@@ -20,6 +20,7 @@ REJECTIONS = {
     "price": "without a public price",
     "budget": "over the budget",
     "spare": "without room for the spares",
+    "length": "that refuse requests as too long",
     "ttft": "too late with the first token",
     "tpot": "too slow per output token",
     "e2e": "too slow end to end",

@@ -36,6 +36,8 @@ BARS = tuple(CHARTS[k] for k in (0, 1))
 """Those that the terminal draws too."""
 BLOCKS = " ▏▎▍▌▋▊▉"
 BAR_CELLS = 50
+WIDEST = 1000
+"""Cells that a table may take before its columns are cut."""
 WIDTH, LABEL, BAR, GAP, TOP = 560, 170, 18, 8, 30
 COLOURS = ("#3465a4", "#c4650e", "#4e9a06", "#a03060", "#75507b", "#8a7000", "#2f8f8f", "#606060")
 
@@ -63,19 +65,27 @@ def render(console: Console, document: dict[str, Any]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for row in document["rows"]:
         cells = [text(row[key]) for key, _, text in COLUMNS]
-        name = row["engine"] + (" (overloaded)" if row["queue_grows"] else "")
-        table.add_row(name, *([str(row["num_gpus"])] if several else []), *cells)
-    console.width = max(console.width, console.measure(table).maximum)
+        table.add_row(_marked(row), *([str(row["num_gpus"])] if several else []), *cells)
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=WIDEST)).maximum)
     console.print(table)
     for key, title, text in BARS:
         console.print(f"\n{title}")
-        for line in bars([(row["engine"], row[key]) for row in document["rows"]], text):
+        for line in bars([(row["engine"] + _refusing(row), row[key]) for row in document["rows"]], text):
             console.print(line, soft_wrap=True)
     console.print()
     for name, reason in document["refused"].items():
         console.print(f"{name} did not run: {reason}", soft_wrap=True)
     for note in document["notes"]:
         console.print(f"[dim]note: {note}[/dim]", soft_wrap=True)
+
+
+def _marked(row: dict[str, Any]) -> str:
+    """``orca (overloaded)``, ``trtllm (rejects 148 of 300)``."""
+    return str(row["engine"]) + (" (overloaded)" if row["queue_grows"] else "") + _refusing(row)
+
+
+def _refusing(row: dict[str, Any]) -> str:
+    return f" (rejects {row['rejected']:,} of {row['num_requests']:,})" if row["rejected"] else ""
 
 
 def bars(values: list[tuple[str, float | None]], text: Callable[[float | None], str]) -> list[str]:
@@ -99,6 +109,10 @@ def to_html(document: dict[str, Any]) -> str:
         if overloaded
         else ""
     )
+    refusing = [row["engine"] + _refusing(row) for row in document["rows"] if row["rejected"]]
+    if refusing:
+        text = html.escape("; ".join(refusing))
+        legend += f"<p>† answers only a part of the requests, so its figures are not those of the others: {text}.</p>"
     charts = "\n".join(_chart(document["rows"], key, name, text) for key, name, text in CHARTS)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
@@ -128,7 +142,9 @@ def _chart(rows: list[dict[str, Any]], key: str, title: str, text: Callable[[flo
     for k, (row, value) in enumerate(zip(rows, values, strict=True)):
         y = TOP + k * (BAR + GAP)
         width = 0.0 if value is None else (WIDTH - LABEL - 90) * value / longest
-        label = html.escape(row["engine"][:22] + (" *" if row["queue_grows"] else ""))
+        label = html.escape(
+            row["engine"][:22] + (" *" if row["queue_grows"] else "") + (" †" if row["rejected"] else "")
+        )
         parts.append(f'<text x="{LABEL - 8}" y="{y + 14}" text-anchor="end">{label}</text>')
         parts.append(
             f'<rect x="{LABEL}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{COLOURS[k % len(COLOURS)]}">'

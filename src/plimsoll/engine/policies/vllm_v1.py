@@ -126,9 +126,13 @@ class VllmV1:
         if not (caching or self.by_priority or self.late):
             return None
         if model.num_stages > 1:
-            for option, asked in (("scheduling_policy=priority", self.by_priority), ("async_scheduling", self.late)):
-                if asked:
-                    raise InputError(option, f"{model.num_stages} pipeline stages", "is simulated with one stage only")
+            if self.by_priority:
+                raise InputError(
+                    "scheduling_policy", "priority", "with pipeline stages requests go by arrival here: leave it out"
+                )
+            if self.late:
+                remedy = "with pipeline stages results are taken at once here: leave it out"
+                raise InputError("async_scheduling", "true", remedy)
             return None
         self._blocks = VllmBlocks(self)
         if caching:
