@@ -8,13 +8,13 @@ import pytest
 
 from plimsoll.catalog.accelerators import Accelerator, load_accelerator
 from plimsoll.catalog.architecture import ModelSpec
+from plimsoll.catalog.device_memory import visible_memory_bytes
 from plimsoll.catalog.engines import (
     Compatibility,
     check_compatibility,
     default_settings,
     list_engines,
     load_engine,
-    visible_memory_bytes,
 )
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import EngineSettings, Parallelism

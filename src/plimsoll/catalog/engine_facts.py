@@ -267,25 +267,6 @@ def oldest_version(engine: str) -> str:
     return str(_read(load_engine(engine).id)["oldest"]["version"])
 
 
-def visible_memory_bytes(gpu: Accelerator) -> float:
-    """Memory of `gpu` that a program sees: as printed where somebody printed it, else a usual share of the nominal.
-
-    A printed figure may be above the catalogue's `memory_bytes` where a datasheet means GB (H200: 141 GB, 139.8 GiB).
-    """
-    table = _read("_device_memory")
-    best, best_length = 0.0, -1
-    for row in table["visible"]:
-        for prefix in (row["match"], *row.get("also", ())):
-            found = _plain(gpu.id) == _plain(prefix) if row.get("exact") else _plain(gpu.id).startswith(_plain(prefix))
-            visible = row["gib"] * GIB
-            # A prefix such as H100 also names cards of another size; the nominal memory tells them apart.
-            if found and len(prefix) > best_length and 0.9 * gpu.memory_bytes < visible < 1.08 * gpu.memory_bytes:
-                best, best_length = visible, len(prefix)
-    if best:
-        return best
-    return float(table["default"]["frac"]) * gpu.memory_bytes
-
-
 def _plain(text: str) -> str:
     return "".join(ch for ch in text.lower() if ch.isalnum())
 

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.catalog.compatibility import Compatibility, check_compatibility
+from plimsoll.catalog.device_memory import visible_memory_bytes
 from plimsoll.catalog.engine_facts import (
     EngineFacts,
     PrecisionSupport,
@@ -23,7 +24,6 @@ from plimsoll.catalog.engine_facts import (
     list_engines,
     load_engine,
     oldest_version,
-    visible_memory_bytes,
     written_version,
 )
 from plimsoll.core.deployment import EngineSettings, Parallelism
@@ -41,7 +41,6 @@ __all__ = [
     "list_engines",
     "load_engine",
     "oldest_version",
-    "visible_memory_bytes",
     "written_version",
 ]
 

@@ -24,7 +24,8 @@ from collections.abc import Callable
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.catalog.counting import kv_layers, state_bytes_per_sequence
-from plimsoll.catalog.engines import EngineFacts, default_settings, load_engine, visible_memory_bytes
+from plimsoll.catalog.device_memory import visible_memory_bytes
+from plimsoll.catalog.engines import EngineFacts, default_settings, load_engine
 from plimsoll.core.deployment import EngineSettings, Parallelism
 from plimsoll.core.errors import InfeasibleError, InputError
 from plimsoll.core.source import Source

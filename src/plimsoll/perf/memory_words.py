@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plimsoll.catalog.accelerators import Accelerator
-from plimsoll.catalog.engines import EngineFacts, visible_memory_bytes
+from plimsoll.catalog.device_memory import visible_memory_bytes
+from plimsoll.catalog.engines import EngineFacts
 from plimsoll.core.deployment import EngineSettings
 from plimsoll.core.units import GIB, MIB
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.counting import kv_bytes_per_token, state_bytes_per_sequence, weight_bytes_breakdown
-from plimsoll.catalog.engines import default_settings, visible_memory_bytes
+from plimsoll.catalog.device_memory import visible_memory_bytes
+from plimsoll.catalog.engines import default_settings
 from plimsoll.core.deployment import EngineSettings, Parallelism
 from plimsoll.core.errors import InfeasibleError, OutOfRangeError
 from plimsoll.core.step import StepModel
