@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 
 import pytest
@@ -223,3 +224,21 @@ def test_arithmetic() -> None:
     assert arithmetic(request(tp=4, replicas=2).deployment) == "8 GPUs = 2 replicas × TP 4"
     moe = request(model="Qwen/Qwen3-30B-A3B", dp=8, ep=8).deployment
     assert arithmetic(moe) == "8 GPUs = 1 replica × TP 1 × DP 8 (experts over EP 8)"
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "chunked", "reuse"),
+    [
+        ("trtllm", {}, False, None),
+        ("trtllm@1.2", {"enable_chunked_context": True}, True, None),
+        ("trtllm", {"enable_block_reuse": False}, False, False),
+        ("vllm-v1", {}, True, None),
+    ],
+)
+def test_trtllm_starts_as_it_was_planned(
+    engine: str, options: dict[str, bool], chunked: bool, reuse: bool | None
+) -> None:
+    text = render("trtllm", request(engine=engine, settings=dataclasses.replace(SETTINGS, options=options)))
+    config = yaml.safe_load(text.split("<<'YAML'\n")[1].split("\nYAML\n")[0])
+    assert config["enable_chunked_prefill"] is chunked
+    assert config["kv_cache_config"].get("enable_block_reuse") is reuse

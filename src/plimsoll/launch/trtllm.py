@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from plimsoll.core.deployment import Deployment
 from plimsoll.core.errors import InfeasibleError
 from plimsoll.launch.request import LaunchRequest, TargetView, header, join_command, view
 
@@ -77,9 +78,17 @@ def _config(request: LaunchRequest, target: TargetView) -> list[str]:
     lines = [f"enable_attention_dp: {'true' if deployment.parallelism.dp > 1 else 'false'}"]
     if deployment.precision in ("fp16", "bf16"):
         lines.append(f"dtype: {'float16' if deployment.precision == 'fp16' else 'bfloat16'}")
-    lines += ["enable_chunked_prefill: true", "kv_cache_config:"]
+    lines += [f"enable_chunked_prefill: {'true' if _cuts_prompts(deployment) else 'false'}", "kv_cache_config:"]
     kv_dtype = "fp8" if deployment.kv_precision == "fp8" else "auto"
     lines += [f"  dtype: {kv_dtype}", f"  tokens_per_block: {settings.block_size}"]
     if settings.num_kv_blocks is not None:
         lines.append(f"  max_tokens: {settings.num_kv_blocks * target.block_size}")
+    if deployment.settings.options.get("enable_block_reuse") is False:
+        lines.append("  enable_block_reuse: false")
     return lines
+
+
+def _cuts_prompts(deployment: Deployment) -> bool:
+    """As planned: TensorRT-LLM leaves prompts whole unless told; what was planned for another engine cuts them."""
+    default = deployment.engine.partition("@")[0] != "trtllm"
+    return bool(deployment.settings.options.get("enable_chunked_context", default))
