@@ -74,14 +74,16 @@ def _scatter(plot: Mapping[str, Any]) -> list[str]:
 
 
 def _errors(plot: Mapping[str, Any]) -> list[str]:
-    """Share of rows whose absolute error is below x, to 100 %."""
-    across, up = _linear(0, 1, LEFT, WIDTH - RIGHT), _linear(0, 1, HEIGHT - BOTTOM, TOP)
+    """Share of rows whose absolute error is below x, to the largest, or to 100 %."""
+    largest = max([abs(error) for signed in plot["series"].values() for error in signed] + [plot.get("bound") or 0.0])
+    most = next((end for end in (0.1, 0.2, 0.5) if largest <= end), 1.0)
+    across, up = _linear(0, most, LEFT, WIDTH - RIGHT), _linear(0, 1, HEIGHT - BOTTOM, TOP)
     parts = []
     for tick in range(0, 101, 20):
         parts += [
-            _line(across(tick / 100), TOP, across(tick / 100), HEIGHT - BOTTOM, "g"),
+            _line(across(most * tick / 100), TOP, across(most * tick / 100), HEIGHT - BOTTOM, "g"),
             _line(LEFT, up(tick / 100), WIDTH - RIGHT, up(tick / 100), "g"),
-            _text(across(tick / 100), HEIGHT - BOTTOM + 18, f"{tick} %", anchor="middle"),
+            _text(across(most * tick / 100), HEIGHT - BOTTOM + 18, f"{most * tick:g} %", anchor="middle"),
             _text(LEFT - 8, up(tick / 100) + 4, f"{tick} %", anchor="end"),
         ]
     if plot.get("bound"):
@@ -90,7 +92,7 @@ def _errors(plot: Mapping[str, Any]) -> list[str]:
         errors = sorted(abs(error) for error in signed)
         path = [f"M{across(0):.1f},{up(0):.1f}"]
         for rank, error in enumerate(errors, start=1):
-            if error > 1:
+            if error > most:
                 break
             path.append(f"L{across(error):.1f},{up(rank / len(errors)):.1f}")
         parts.append(f'<path d="{" ".join(_thinned(path))}" fill="none" stroke="{COLOURS[k % 5]}" stroke-width="2"/>')

@@ -289,15 +289,22 @@ class NaiveSplitwise(Pools):
     def tokens_pending(self, box: Box) -> int:
         return sum(self.pending[box.number].values())
 
+    def cost(self, box: Box, request: Request) -> int:
+        """Tokens of a prompt for which it waits, were it sent there."""
+        return request.prompt
+
     def arrive(self, request: Request) -> None:
         total = self.config.num_blocks
         at = then = None
+
+        def pending(box: Box) -> int:
+            return self.tokens_pending(box) + self.cost(box, request)
+
         for pool in ("prompt", "mixed"):
             members = [box for box in self.boxes if box.pool == pool]
             if members and at is None:
-                best = min(members, key=self.tokens_pending)
-                long = self.tokens_pending(best) + request.prompt > self.options.get("max_pending_tokens", 8192)
-                at = None if best.queue and long else best
+                best = min(members, key=pending)
+                at = None if best.queue and pending(best) > self.options.get("max_pending_tokens", 8192) else best
         for pool in ("token", "mixed"):
             members = [box for box in self.boxes if box.pool == pool]
             if members and then is None:
@@ -326,7 +333,7 @@ class NaiveSplitwise(Pools):
                 self.aside[at.number][request.number] = self.blocks(request.prompt)
             self.aside[then.number][request.number] = self.whole(request)
         self.then[request.number] = then
-        self.pending[at.number]["prompt", request.number] = request.prompt
+        self.pending[at.number]["prompt", request.number] = self.cost(at, request)
         self.pending[then.number]["token", request.number] = 1
         request.replica = at.number
         at.queue.append(request)

@@ -225,54 +225,6 @@ class CachingDistserve(Caching, NaiveDistserve):
 class CachingSplitwise(Caching, NaiveSplitwise):
     """What is set aside is set aside whole: a block that two share saves work, not room."""
 
-    def arrive(self, request: Request) -> None:
-        at = then = None
-
-        def pending(box: Box) -> int:
-            return self.tokens_pending(box) + self.cost(box, request)
-
-        for pool in ("prompt", "mixed"):
-            members = [box for box in self.boxes if box.pool == pool]
-            if members and at is None:
-                best = min(members, key=pending)
-                at = None if best.queue and pending(best) > self.options.get("max_pending_tokens", 8192) else best
-        for pool in ("token", "mixed"):
-            members = [box for box in self.boxes if box.pool == pool]
-            if members and then is None:
-                best = min(members, key=self.used)
-                then = best if self.used(best) + self.whole(request) <= self.config.num_blocks else None
-        if at is None:
-            tokens = [box for box in self.boxes if box.pool == "token"]
-            if tokens:
-                at = min(tokens, key=self.tokens_pending)
-                at.pool = "mixed"
-        if then is None:
-            prompts = [box for box in self.boxes if box.pool == "prompt"]
-            if prompts:
-                then = min(prompts, key=self.used)
-                then.pool = "mixed"
-        self.assign(request, at, then)
-
-    def assign(self, request: Request, at: Box | None, then: Box | None) -> None:
-        total = self.config.num_blocks
-        fits = at is not None and then is not None and self.used(then) + self.whole(request) <= total
-        if fits and at is not then:
-            assert at is not None
-            fits = self.used(at) + self.blocks(request.prompt) <= total
-        if not fits:
-            at = then = min(self.boxes, key=self.tokens_pending)
-        assert at is not None
-        assert then is not None
-        if fits:
-            if at is not then:
-                self.aside[at.number][request.number] = self.blocks(request.prompt)
-            self.aside[then.number][request.number] = self.whole(request)
-        self.then[request.number] = then
-        self.pending[at.number]["prompt", request.number] = self.cost(at, request)
-        self.pending[then.number]["token", request.number] = 1
-        request.replica = at.number
-        at.queue.append(request)
-
     def launch(self, box: Box, now_s: float) -> None:
         box.batch += box.here
         box.here = []

@@ -54,6 +54,23 @@ def content(rng: np.random.Generator, prompt: np.ndarray, id_tokens: int) -> tup
     return ids, offsets
 
 
+def crowded(rng: np.random.Generator, config: EngineConfig, prompt: np.ndarray) -> tuple[Workload, EngineConfig]:
+    """Few beginnings, long answers that nobody foresees, and little memory."""
+    ids, offsets = content(rng, prompt, config.block_size)
+    output = rng.integers(2, 60, len(prompt))
+    workload = Workload(
+        arrival_s=floats(np.cumsum(rng.exponential(0.01, len(prompt)))),
+        prompt_tokens=ints(prompt),
+        output_tokens=ints(output),
+        block_tokens=config.block_size,
+        prompt_block_ids=ints(ids),
+        prompt_block_offsets=ints(offsets),
+    )
+    peak = int((prompt + output).max() // config.block_size) + 3
+    num_blocks = peak + int(rng.integers(0, peak + 1))
+    return workload, dataclasses.replace(config, num_blocks=num_blocks, max_num_seqs=32, max_model_len=1 << 20)
+
+
 def random_case(seed: int) -> Case:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 45))

@@ -22,7 +22,7 @@ from tests.oracle.models import KinkedModel, SkewedModel, maybe_skewed
 from tests.oracle.naive_general import naive_general
 from tests.oracle.naive_general_pipeline import naive_general_pipeline
 from tests.oracle.naive_reuse import NaiveReusePipeline, NaiveReuseReplica
-from tests.property.test_engine_prefix_oracle import content
+from tests.property.test_engine_prefix_oracle import content, crowded
 
 CASES = int(os.environ.get("PLIMSOLL_ORACLE_CASES", "300"))
 LAYERS = [((1, None),), ((1, None),), ((1, None),), ((3, None), (5, 40))]
@@ -78,32 +78,15 @@ def random_case(seed: int) -> Case:
 
 
 def crowded_case(seed: int) -> Case:
-    """Few beginnings, long answers that nobody foresees, and little memory: pauses, and blocks that are forgotten."""
+    """Pauses, and blocks that are forgotten."""
     rng = np.random.default_rng([seed, 7])
-    workload, config, model, duration_s = random_case(seed)
-    block = config.block_size
-    n = int(rng.integers(8, 30))
-    prompt = rng.integers(1, 60, n)
+    _, config, model, duration_s = random_case(seed)
+    prompt = rng.integers(1, 60, int(rng.integers(8, 30)))
     if rng.random() < 0.5:
-        prompt = np.maximum(prompt // block, 1) * block
-    ids, offsets = content(rng, prompt, block)
-    output = rng.integers(2, 60, n)
-    workload = Workload(
-        arrival_s=floats(np.cumsum(rng.exponential(0.01, n))),
-        prompt_tokens=ints(prompt),
-        output_tokens=ints(output),
-        block_tokens=block,
-        prompt_block_ids=ints(ids),
-        prompt_block_offsets=ints(offsets),
-    )
-    peak = int((prompt + output).max() // block) + 3
-    config = dataclasses.replace(
-        config,
-        num_blocks=peak + int(rng.integers(0, peak + 1)),
-        max_num_seqs=32,
-        max_model_len=1 << 20,
-        options={**config.options, "capacity_scheduler_policy": "max-utilization", "cache_own_blocks": False},
-    )
+        prompt = np.maximum(prompt // config.block_size, 1) * config.block_size
+    workload, config = crowded(rng, config, prompt)
+    options = {"capacity_scheduler_policy": "max-utilization", "cache_own_blocks": False}
+    config = dataclasses.replace(config, options={**config.options, **options})
     return workload, config, model, duration_s
 
 

@@ -20,7 +20,7 @@ from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from tests.oracle.models import KinkedModel, SkewedModel, maybe_skewed
 from tests.oracle.naive_sglang_pipeline import naive_sglang
-from tests.property.test_engine_prefix_oracle import content
+from tests.property.test_engine_prefix_oracle import content, crowded
 
 CASES = int(os.environ.get("PLIMSOLL_ORACLE_CASES", "300"))
 LAYERS = [((1, None),), ((1, None),), ((1, None),), ((3, None), (5, 40))]
@@ -87,30 +87,12 @@ def random_case(seed: int) -> Case:
 
 
 def crowded_case(seed: int) -> Case:
-    """Few beginnings, long answers that nobody foresees, and little memory: evictions, retractions, sorted queues."""
+    """Evictions, retractions, sorted queues."""
     rng = np.random.default_rng([seed, 7])
-    workload, config, model, duration_s = random_case(seed)
-    page = config.block_size
-    n = int(rng.integers(8, 30))
-    prompt = rng.integers(1, 60, n)
-    ids, offsets = content(rng, prompt, page)
-    output = rng.integers(2, 60, n)
-    workload = Workload(
-        arrival_s=floats(np.cumsum(rng.exponential(0.01, n))),
-        prompt_tokens=ints(prompt),
-        output_tokens=ints(output),
-        block_tokens=page,
-        prompt_block_ids=ints(ids),
-        prompt_block_offsets=ints(offsets),
-    )
-    peak = int((prompt + output).max() // page) + 3
-    config = dataclasses.replace(
-        config,
-        num_blocks=peak + int(rng.integers(0, peak + 1)),
-        max_num_seqs=32,
-        max_model_len=1 << 20,
-        options={**config.options, "schedule_conservativeness": float(rng.choice([0.0, 0.1, 0.3]))},
-    )
+    _, config, model, duration_s = random_case(seed)
+    workload, config = crowded(rng, config, rng.integers(1, 60, int(rng.integers(8, 30))))
+    options = {"schedule_conservativeness": float(rng.choice([0.0, 0.1, 0.3]))}
+    config = dataclasses.replace(config, options={**config.options, **options})
     return workload, config, model, duration_s
 
 

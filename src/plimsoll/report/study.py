@@ -39,6 +39,8 @@ BAR_CELLS = 50
 WIDEST = 1000
 """Cells that a table may take before its columns are cut."""
 WIDTH, LABEL, BAR, GAP, TOP = 560, 170, 18, 8, 30
+LETTER, MARKS = 7, 32
+"""Pixels of a letter of a name, and of the marks behind it: two names may differ in their last option only."""
 COLOURS = ("#3465a4", "#c4650e", "#4e9a06", "#a03060", "#75507b", "#8a7000", "#2f8f8f", "#606060")
 
 
@@ -134,7 +136,9 @@ def _chart(rows: list[dict[str, Any]], key: str, title: str, text: Callable[[flo
     values = [row[key] for row in rows]
     longest = max((value for value in values if value is not None), default=0.0) or 1.0
     height = TOP + len(rows) * (BAR + GAP)
-    size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
+    left = max(LABEL, LETTER * max(len(row["engine"]) for row in rows) + MARKS)
+    full = WIDTH - LABEL + left
+    size = f'width="{full}" height="{height}" viewBox="0 0 {full} {height}"'
     parts = [
         f'<figure><svg role="img" aria-label="{html.escape(title)}" {size}>',
         f'<text x="0" y="16" font-weight="bold">{html.escape(title)}</text>',
@@ -142,13 +146,11 @@ def _chart(rows: list[dict[str, Any]], key: str, title: str, text: Callable[[flo
     for k, (row, value) in enumerate(zip(rows, values, strict=True)):
         y = TOP + k * (BAR + GAP)
         width = 0.0 if value is None else (WIDTH - LABEL - 90) * value / longest
-        label = html.escape(
-            row["engine"][:22] + (" *" if row["queue_grows"] else "") + (" †" if row["rejected"] else "")
-        )
-        parts.append(f'<text x="{LABEL - 8}" y="{y + 14}" text-anchor="end">{label}</text>')
+        label = html.escape(row["engine"] + (" *" if row["queue_grows"] else "") + (" †" if row["rejected"] else ""))
+        parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{label}</text>')
         parts.append(
-            f'<rect x="{LABEL}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{COLOURS[k % len(COLOURS)]}">'
+            f'<rect x="{left}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{COLOURS[k % len(COLOURS)]}">'
             f"<title>{html.escape(row['engine'])}: {text(value)}</title></rect>"
         )
-        parts.append(f'<text x="{LABEL + width + 6:.1f}" y="{y + 14}">{text(value)}</text>')
+        parts.append(f'<text x="{left + width + 6:.1f}" y="{y + 14}">{text(value)}</text>')
     return "\n".join([*parts, "</svg></figure>"])
