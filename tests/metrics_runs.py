@@ -118,8 +118,16 @@ def unhurried_batch(rng: np.random.Generator, num_requests: int, stays_long: flo
     )
 
 
-def shared_server(rng: np.random.Generator, num_requests: int, load: float) -> Run:
-    """Processor sharing: all who are there get tokens at the same pace, and nobody waits; Poisson arrivals at 1/s."""
+def shared_server(rng: np.random.Generator, num_requests: int, load: float, half_full: float = 0.0) -> Run:
+    """Processor sharing: all who are there get tokens at the same pace, and nobody waits; Poisson arrivals at 1/s.
+
+    Args:
+        rng: fixed by the caller.
+        num_requests: Poisson arrivals.
+        load: of the server at its fastest.
+        half_full: so many requests get half of what the server can give, as a batch reads ever more of a mixture's
+            experts until it has read them all: a step takes as long as `half_full` requests more would take.
+    """
     tokens = np.maximum(2, rng.lognormal(4.9, 0.8, num_requests)).astype(np.int64)
     tokens_per_s = float(tokens.mean()) / load
     arrival_s = np.cumsum(rng.exponential(1.0, num_requests))
@@ -127,9 +135,9 @@ def shared_server(rng: np.random.Generator, num_requests: int, load: float) -> R
     served, now_s, active, sent = 0.0, 0.0, 0, 0  # served: tokens that somebody has who was there from the start
     due: list[tuple[float, int, bool]] = []
     while sent < num_requests or due:
-        at_s = now_s + (due[0][0] - served) * active / tokens_per_s if due else np.inf
+        at_s = now_s + (due[0][0] - served) * (active + half_full) / tokens_per_s if due else np.inf
         if sent < num_requests and arrival_s[sent] <= at_s:
-            served += (arrival_s[sent] - now_s) * tokens_per_s / active if due else 0.0
+            served += (arrival_s[sent] - now_s) * tokens_per_s / (active + half_full) if due else 0.0
             now_s = float(arrival_s[sent])
             heapq.heappush(due, (served + 1.0, sent, False))
             heapq.heappush(due, (served + float(tokens[sent]), sent, True))

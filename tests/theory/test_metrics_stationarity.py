@@ -60,6 +60,19 @@ def test_a_shared_server_that_keeps_up_is_stable() -> None:
     assert share_of(lambda rng: shared_server(rng, 300, 0.8)) <= 0.03
 
 
+@pytest.mark.parametrize(("load", "num_requests", "half_full"), [(0.4, 200, 20.0), (0.5, 200, 15.0), (0.5, 400, 25.0)])
+def test_a_batch_whose_steps_get_slower_as_it_fills_is_no_overload(
+    load: float, num_requests: int, half_full: float
+) -> None:
+    """As a mixture of experts reads more of them in a fuller batch."""
+    assert share_of(lambda rng: shared_server(rng, num_requests, load, half_full)) <= 0.03
+
+
+@pytest.mark.parametrize(("load", "num_requests"), [(1.1, 1000), (1.2, 400)])
+def test_a_batch_that_is_beyond_its_limit_is_found_though_it_fills_too(load: float, num_requests: int) -> None:
+    assert share_of(lambda rng: shared_server(rng, num_requests, load, 15.0)) >= 0.95
+
+
 @pytest.mark.parametrize(("load", "num_requests", "least"), [(1.2, 1000, 0.95), (2.0, 200, 0.97), (7.0, 200, 0.99)])
 def test_an_overloaded_link_between_pools_is_found(load: float, num_requests: int, least: float) -> None:
     assert share_of(lambda rng: behind_a_link(rng, num_requests, load)) >= least

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from plimsoll.api.calibrating import calibrate
-from plimsoll.api.calibrations import host_time_record, model_shape
+from plimsoll.api.calibrations import gpu_figures, host_time_record, model_shape
 from plimsoll.api.placement import place
 from plimsoll.api.planning import plan
 from plimsoll.api.simulation import simulate
 from plimsoll.calibration import read_calibration, to_text
+from plimsoll.catalog.accelerators import load_accelerator
 from plimsoll.catalog.models import load_model
 from plimsoll.cli import main
 from plimsoll.core.errors import InputError
@@ -282,3 +283,73 @@ def test_a_shape_is_of_the_layers_and_not_of_the_name() -> None:
         load_model("Qwen2-7B"),
     ):
         assert model_shape(changed) != model_shape(model)
+
+
+# A GPU under an id that another file gives too
+
+UNSAID = "does not say which figures"
+
+
+def gpu_file(**figures: float) -> str:
+    """A user's file of a GPU that is called RTX-4090, as the catalogue's is."""
+    lines = ['base = "RTX-4090"', *(f"{name} = {value}" for name, value in figures.items())]
+    Path("mine.toml").write_text("\n".join(lines), encoding="utf-8")
+    return "./mine.toml"
+
+
+def test_another_gpu_under_the_same_id_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 4096}), encoding="utf-8")
+    answer = calibrate(results=str(CLOSED), model="config.json", gpu=gpu_file(), max_model_len=1152)
+    assert answer.calibration.gpu_figures == gpu_figures(load_accelerator("RTX-4090"), num_gpus=1)
+    kept = dataclasses.replace(answer.calibration, error_before=1.0, error_after=0.1, factors={"compute": 1.5})
+    Path("new.json").write_text(to_text(kept), encoding="utf-8")
+    assert read_calibration("new.json").gpu_figures == kept.gpu_figures
+
+    fields: dict[str, Any] = {"model": "config.json", "gpu": "./mine.toml"}
+    planned = {**PLAN, "model": "config.json", "gpus": "./mine.toml:1"}
+    gpu_file(tdp_w=300, intra_node_gb_per_s=1)  # steps of one GPU take as long as before
+    assert not any(UNSAID in note for note in simulate(**fields, **LOAD, calibration="new.json").notes)
+    gpu_file(bandwidth_gb_per_s=2000)
+    said = r"new\.json' cannot be used; it was made for another RTX-4090, of memory_bandwidth_bytes_per_s 1008000000000"
+    with pytest.raises(InputError, match=said):
+        simulate(**fields, **LOAD, calibration="new.json")
+    with pytest.raises(InputError, match=said):
+        plan(**planned, calibration="new.json")
+    command = ["simulate", "--model", "config.json", "--gpu", "./mine.toml", "--prompt-tokens", "300",
+               "--output-tokens", "40", "--num-requests", "60", "--rate", "1", "--calibration", "new.json"]  # fmt: skip
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "this one has 2000000000000" in line
+    assert line.endswith("run plimsoll calibrate")
+
+    Path("old.json").write_text(to_text(dataclasses.replace(kept, gpu_figures={})), encoding="utf-8")
+    assert any(UNSAID in note for note in simulate(**fields, **LOAD, calibration="old.json").notes)
+    notes = plan(**planned, calibration="old.json").result.notes
+    assert any(note.startswith("RTX-4090: ") and UNSAID in note for note in notes)
+
+
+def test_figures_are_of_steps_and_of_links_only_between_gpus() -> None:
+    gpu = load_accelerator("H100-SXM")
+    alone, several = (gpu_figures(gpu, num_gpus) for num_gpus in (1, 2))
+    other = dataclasses.replace(gpu, id="mine", name="", tdp_w=1.0, idle_w=None, offers=(), year=1999, segment="")
+    assert gpu_figures(other, 1) == alone
+    slower = dataclasses.replace(gpu, intra_node_bytes_per_s=1e9)
+    assert gpu_figures(slower, 1) == alone
+    assert gpu_figures(slower, 2) != several
+    assert alone.items() < several.items()
+    assert json.loads(json.dumps(several)) == several
+    for changed in (
+        dataclasses.replace(gpu, memory_bytes=gpu.memory_bytes // 2),
+        dataclasses.replace(gpu, dense_flop_per_s={**gpu.dense_flop_per_s, "bf16": 1e12}),
+        load_accelerator("H200"),
+    ):
+        assert gpu_figures(changed, 1) != alone
+
+
+@pytest.mark.parametrize("damage", [["memory_bytes"], {"memory_bytes": None}, {"memory_bytes": [1]}])
+def test_figures_that_say_nothing_are_refused(tmp_path: Path, damage: object) -> None:
+    with pytest.raises(InputError, match="gpu_figures"):
+        read_calibration(file_with(tmp_path, gpu_figures=damage))

@@ -36,6 +36,8 @@ from plimsoll.core.errors import InputError
         ("deepseek-v3", 70_272),  # MLA: 61 layers, latent 512 + rotary 64, once, 2 bytes
         ("deepseek-v2-lite", 27 * 576 * 2),
         ("deepseek-v3.2", 61 * (576 * 2 + 128 + 4)),  # MLA and one fp8 indexer key with its scale
+        ("glm-5", 78 * (576 * 2 + 132)),
+        ("glm-5.2", 78 * 576 * 2 + 21 * 132),  # an indexer in layers 0, 1, 2 and every fourth after them
         ("gpt-oss-20b", 24 * 2 * 8 * 64 * 2),  # windows count as if they did not forget
         ("gemma-3-27b", 62 * 2 * 16 * 128 * 2),
         ("llama-4-scout", 48 * 2 * 8 * 128 * 2),
@@ -85,6 +87,7 @@ def test_kv_layers_keep_windows_apart_and_mla_whole(name, entries):
         ("qwen3-next-80b-a3b", ((1, None),)),
         # 576 latent elements in the selection, 132 bytes = 66 elements of 16 bit of every key: 96 to 11.
         ("deepseek-v3.2", ((11, None), (96, 2048))),
+        ("glm-5.2", ((21 * 66 // 18, None), (78 * 576 // 18, 2048))),
     ],
 )
 def test_attention_layers_fold_windows(name, layers):

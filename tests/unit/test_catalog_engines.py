@@ -38,6 +38,7 @@ def test_every_engine_file_loads_and_cites_its_sources() -> None:
         facts = [engine.memory.fact, engine.parallelism.fact, *engine.facts.values()]
         facts += [row.fact for row in (*engine.precisions, *engine.kv_precisions, *engine.vendors)]
         facts += [row.fact for row in engine.default_classes]
+        facts += engine.model_notes.values()
         for fact in facts:
             assert fact.source.startswith("https://"), fact
             assert len(fact.date) == 10, fact
@@ -232,6 +233,36 @@ def test_unknown_models_are_refused_by_name(llama: ModelSpec) -> None:
         check("vllm-v1", llama, "H100-SXM", "fp7")
     with pytest.raises(InputError, match="kv_precision"):
         check("vllm-v1", llama, "H100-SXM", "bf16", "int4")
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "gpu"),
+    [
+        ("sglang", "Qwen/Qwen3-VL-30B-A3B-Instruct", "H100-SXM"),
+        ("trtllm", "Qwen/Qwen3-VL-4B-Instruct", "H100-SXM"),
+        ("trtllm", "Qwen/Qwen3.5-35B-A3B", "H200"),
+        ("trtllm", "Qwen/Qwen2-57B-A14B", "H200"),
+        ("trtllm", "moonshotai/Kimi-Linear-48B-A3B-Instruct", "H200"),
+        ("trtllm", "mistralai/Mistral-Large-3-675B-Instruct-2512", "B200"),
+        ("trtllm", "bigcode/starcoder2-15b", "H100-SXM"),
+    ],
+)
+def test_models_that_an_engine_registers_are_served(engine: str, model: str, gpu: str) -> None:
+    check(engine, load_model(model), gpu, "bf16")
+
+
+def test_models_of_another_back_end_are_served_with_a_note() -> None:
+    smol = load_model("HuggingFaceTB/SmolLM3-3B")
+    assert any("_autodeploy" in note for note in check("trtllm", smol, "H100-SXM", "bf16").notes)
+    starcoder = load_model("bigcode/starcoder2-15b")
+    assert not any("_autodeploy" in note for note in check("trtllm", starcoder, "H100-SXM", "bf16").notes)
+    with pytest.raises(InfeasibleError, match="SmolLM3ForCausalLM"):  # SGLang has no file for it
+        check("sglang", smol, "H100-SXM", "bf16")
+
+
+def test_notes_are_of_models_that_are_listed() -> None:
+    for name in list_engines():
+        assert set(load_engine(name).model_notes) <= load_engine(name).architectures
 
 
 def test_catalogued_models_all_have_an_engine() -> None:

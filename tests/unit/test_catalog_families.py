@@ -384,3 +384,65 @@ def test_what_is_left_out_is_not_answered_by_something_else():
 def test_a_note_says_where_a_shape_was_read(model_id):
     assert len(model_entry(model_id)["note"].split()) >= 5
     assert "http://" not in model_entry(model_id)["note"]
+
+
+SPARSE = {
+    "kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "index_n_heads": 4, "index_head_dim": 8, "index_topk": 64, "num_hidden_layers": 8,
+}  # fmt: skip
+
+
+def own_indexers(**changes: object) -> int:
+    """Layers with an indexer, of eight that all see what one selected."""
+    spec = read("GlmMoeDsaForCausalLM", **{**SPARSE, **changes})
+    mixers = [(group.count, group.mixer) for group in spec.groups]
+    assert all(isinstance(mixer, LatentAttention) and mixer.index_topk == 64 for _, mixer in mixers)
+    assert sum(count for count, _ in mixers) == spec.num_layers == 8
+    return sum(count for count, mixer in mixers if isinstance(mixer, LatentAttention) and mixer.index_heads)
+
+
+@pytest.mark.parametrize(
+    ("keys", "indexers"),
+    [
+        ({}, 8),
+        ({"index_topk_freq": 4}, 3),  # 0, 1, 5
+        ({"index_topk_freq": 4, "index_skip_topk_offset": 3}, 4),  # 0, 1, 2, 6
+        ({"index_topk_freq": 2, "index_skip_topk_offset": 1}, 4),  # 0, 2, 4, 6
+        ({"index_topk_freq": 1, "index_skip_topk_offset": 0}, 8),
+        ({"index_topk_pattern": "FSSSFSSS", "index_topk_freq": 1}, 2),
+        ({"index_topk_pattern": None, "index_topk_freq": 1}, 8),
+        ({"indexer_types": ["full", *["shared"] * 7], "index_topk_pattern": "FFFFFFFF"}, 1),
+    ],
+)
+def test_layers_share_an_indexer(keys, indexers):
+    """As GlmMoeDsaConfig of transformers reads them: the list, else the pattern, else max(i - offset + 1, 0) % freq."""
+    assert own_indexers(**keys) == indexers
+
+
+def test_a_shared_indexer_has_no_weights_and_no_keys():
+    alone = read("GlmMoeDsaForCausalLM", **SPARSE)
+    shared = read("GlmMoeDsaForCausalLM", **SPARSE, index_topk_freq=4)
+    weights = 48 * 4 * 8 + 64 * (8 + 4) + 2 * 8  # queries from their latent, keys and weights of heads, the key's norm
+    assert num_params(alone) - num_params(shared) == 5 * weights
+    assert kv_bytes_per_token(alone, 2) - kv_bytes_per_token(shared, 2) == 5 * (8 + 4)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"indexer_types": ["full"] * 7},
+        {"indexer_types": ["shared"] * 8},
+        {"indexer_types": ["full"] * 7 + ["half"]},
+        {"indexer_types": "full"},
+        {"index_topk_pattern": "FS"},
+        {"index_topk_pattern": "FFFFFFFX"},
+        {"index_topk_pattern": 7},
+        {"index_topk_freq": 0},
+        {"index_skip_topk_offset": -1},
+        {"index_skip_topk_offset": 0, "index_topk_freq": 2},
+    ],
+)
+def test_an_indexer_that_cannot_be_read_is_named(keys):
+    name = next(iter(keys))
+    with pytest.raises(InputError, match=f"field {name}"):
+        own_indexers(**keys)

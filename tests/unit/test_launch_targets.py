@@ -167,6 +167,14 @@ def test_trtllm_command_and_config() -> None:
     assert config["enable_attention_dp"] is False
 
 
+def test_trtllm_starts_a_model_with_the_back_end_that_has_it() -> None:
+    assert value(render("trtllm", request(engine="trtllm")), "--backend") == "pytorch"
+    text = render("trtllm", request(model="ibm-granite/granite-3.3-8b-instruct", engine="trtllm"))
+    assert value(text, "--backend") == "_autodeploy"
+    assert "AutoDeploy back end (beta) only" in text
+    assert "_autodeploy" not in render("vllm", request(model="ibm-granite/granite-3.3-8b-instruct", engine="trtllm"))
+
+
 def test_trtllm_attention_ranks() -> None:
     spread = render("trtllm", request(model="Qwen/Qwen3-30B-A3B", engine="trtllm", dp=8, ep=8))
     assert value(spread, "--tp_size") == value(spread, "--ep_size") == "8"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plimsoll._version import __version__
-from plimsoll.api.calibrations import circumstances, host_time_record, model_shape, step_model_identity
+from plimsoll.api.calibrations import circumstances, gpu_figures, host_time_record, model_shape, step_model_identity
 from plimsoll.api.checks import load_gpu
 from plimsoll.api.documents import deployment_json, sources_json
 from plimsoll.api.measured_checks import check_origin, check_times, usable_error
@@ -318,4 +318,5 @@ def _calibration(asked: CalibrateScenario, resolved: Resolved, found: Fit, fixed
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         plimsoll_version=__version__,
         model_shape=model_shape(resolved.model),
+        gpu_figures=gpu_figures(resolved.gpu, deployment.parallelism.num_gpus),
     )

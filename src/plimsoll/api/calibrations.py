@@ -9,6 +9,7 @@ from typing import Any
 
 from plimsoll.api.scenario import DeploymentFields, PlanScenario
 from plimsoll.calibration import Calibration, read_calibration
+from plimsoll.catalog.accelerators import Accelerator
 from plimsoll.catalog.architecture import ModelSpec
 from plimsoll.catalog.engines import find_engine
 from plimsoll.core.deployment import Parallelism
@@ -25,6 +26,9 @@ NO_SHAPE = (
     "id", "architecture", "max_position", "published_params", "published_active_params", "source", "date", "aliases",
 )  # fmt: skip
 """Fields of a model that say what it is called, not what a step of it takes."""
+GPU_FIGURES = ("architecture", "compute_capability", "memory_bytes", "memory_bandwidth_bytes_per_s", "pcie_bytes_per_s")
+LINK_FIGURES = ("intra_node_link", "intra_node_bytes_per_s", "scale_up_size", "inter_node_bytes_per_s")
+"""Figures of a GPU that a step's time or the cache's size comes from; links only between several."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,13 @@ def _made_of(part: object) -> object:
     return type(part).__name__, tuple((name, _made_of(value)) for name, value in values)
 
 
+def gpu_figures(gpu: Accelerator, num_gpus: int) -> dict[str, str | float]:
+    """The figures that a calibration on so many of this GPU corrects; an id in a user's own file may have any."""
+    names = (*GPU_FIGURES, *LINK_FIGURES) if num_gpus > 1 else GPU_FIGURES
+    found = {name: getattr(gpu, name) for name in names if getattr(gpu, name) is not None}
+    return {**found, **{f"dense_flop_per_s.{name}": value for name, value in gpu.dense_flop_per_s.items()}}
+
+
 def circumstances(engine: str, cut: Parallelism, precision: str, kv_precision: str) -> dict[str, str | int]:
     """What else a calibration was measured at."""
     return {"engine": engine, **dataclasses.asdict(cut), "precision": precision, "kv_precision": kv_precision}
@@ -104,15 +115,23 @@ def apply_calibration(fields: DeploymentFields, request: StepModelRequest, engin
     if fields.calibration is None:
         return Applied(request=request)
     found = read_calibration(fields.calibration)
-    found.check(request.model.id, request.gpu.id, step_model_identity(fields.step_model), model_shape(request.model))
+    _check(found, fields, request.model, request.gpu)
     factors = factors_of(found)
     here = circumstances(engine, request.parallelism, request.precision, request.kv_precision)
     return Applied(
         request=dataclasses.replace(request, factors=factors),
         factors=factors,
-        notes=(calibration_note(found), *found.differences(here)),
+        notes=(calibration_note(found), *found.gpu_notes(), *found.differences(here)),
         calibration=found,
     )
+
+
+def _check(
+    calibration: Calibration, fields: DeploymentFields | PlanScenario, model: ModelSpec, gpu: Accelerator
+) -> None:
+    """Refuse what the file was not made for; raises InputError."""
+    step_model, figures = step_model_identity(fields.step_model), gpu_figures(gpu, num_gpus=2)
+    calibration.check(model.id, gpu.id, step_model, model_shape=model_shape(model), gpu_figures=figures)
 
 
 def host_time_record(host_time: HostTime, engine_version: str) -> dict[str, Any]:
@@ -148,7 +167,7 @@ def calibration_note(calibration: Calibration) -> str:
     return f"calibrated ({words}); median error on {calibration.held_back} held back: {errors}"
 
 
-def calibrated_gpus(fields: PlanScenario, model: ModelSpec, gpus: Sequence[str]) -> dict[str, Factors]:
+def calibrated_gpus(fields: PlanScenario, model: ModelSpec, gpus: Sequence[Accelerator]) -> dict[str, Factors]:
     """The factors of every file of a plan's ``--calibration A,B``, by GPU.
 
     Raises:
@@ -156,12 +175,13 @@ def calibrated_gpus(fields: PlanScenario, model: ModelSpec, gpus: Sequence[str])
             two files of one GPU.
     """
     found: dict[str, Calibration] = {}
+    by_id = {gpu.id: gpu for gpu in gpus}
     for calibration in _calibrations(fields):
         name, gpu = calibration.name, calibration.gpu
-        if gpu not in gpus:
-            remedy = f"it was made for {gpu}, which is not among --gpus ({', '.join(gpus)})"
+        if gpu not in by_id:
+            remedy = f"it was made for {gpu}, which is not among --gpus ({', '.join(by_id)})"
             raise InputError("--calibration", name, remedy)
-        calibration.check(model.id, gpu, step_model_identity(fields.step_model), model_shape(model))
+        _check(calibration, fields, model, by_id[gpu])
         if gpu in found:
             raise InputError("--calibration", name, f"it is of {gpu}, as {found[gpu].name} is: give one file a GPU")
         found[gpu] = calibration
@@ -178,7 +198,7 @@ def calibration_notes(fields: PlanScenario, engines: Sequence[str], gpus: Sequen
     notes = []
     calibrations = _calibrations(fields)
     for calibration in calibrations:
-        notes.append(f"{calibration.gpu}: {calibration_note(calibration)}")
+        notes += [f"{calibration.gpu}: {note}" for note in (calibration_note(calibration), *calibration.gpu_notes())]
         for engine in engines:
             facts = find_engine(engine)
             policy = engine if facts is None else facts.policy

@@ -203,7 +203,7 @@ def plan_request(asked: PlanScenario) -> PlanRequest:
         router=asked.router,
         seed=asked.seed,
         starting_point=_starting_point(asked, model, gpus),
-        factors=calibrated_gpus(asked, model, [limit.accelerator.id for limit in gpus]),
+        factors=calibrated_gpus(asked, model, [limit.accelerator for limit in gpus]),
     )
 
 

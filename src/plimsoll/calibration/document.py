@@ -16,7 +16,7 @@ VERSION = 1
 IDENTITY = ("model", "gpu", "step_model")
 TEXTS = (*IDENTITY, "fitted_on", "held_back", "date", "plimsoll_version", "model_shape")
 ERRORS = ("error_before", "error_after")
-OBJECTS = ("circumstances", "host_time", "factors", "deviations")
+OBJECTS = ("circumstances", "host_time", "factors", "deviations", "gpu_figures")
 REQUIRED = (*IDENTITY, "circumstances", "factors", *ERRORS)
 LARGEST = 1e300
 CUT = ("tp", "pp", "dp", "ep")
@@ -33,6 +33,8 @@ class Calibration:
         model, gpu: catalogue ids; a file is refused for any other.
         model_shape: a digest of what the model is made of: a path such as ``config.json`` may name any; empty in files
             older than 2026-11-20.
+        gpu_figures: those of the GPU's file that the factors correct, by name: a user's own file may give any to an id;
+            empty in older files.
         step_model: the step model that the factors correct; refused for any other.
         circumstances: engine, cut and precisions at which it was measured; others are allowed, and said.
         host_time: that the simulations had while the factors were fitted: ``name``, ``seconds`` by name, ``api_server``
@@ -58,10 +60,21 @@ class Calibration:
     date: str = ""
     plimsoll_version: str = ""
     model_shape: str = ""
+    gpu_figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     name: str = ""
 
-    def check(self, model: str, gpu: str, step_model: str, model_shape: str = "") -> None:
-        """Refuse another model, GPU or step model, and another model under the same name where shapes are known.
+    def check(
+        self,
+        model: str,
+        gpu: str,
+        step_model: str,
+        *,
+        model_shape: str = "",
+        gpu_figures: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Refuse another model, GPU or step model, and another one under the same name where the file tells them apart.
+
+        All arguments are of the deployment. Figures of the GPU that either side does not know are not compared.
 
         Raises:
             InputError: names what differs, and what the file is for.
@@ -74,6 +87,18 @@ class Calibration:
         if self.model_shape and model_shape and self.model_shape != model_shape:
             remedy = f"it was made for a model of another shape that was called {model} too: run plimsoll calibrate"
             raise InputError("--calibration", self.name, remedy)
+        for field, here in (gpu_figures or {}).items():
+            known = self.gpu_figures.get(field, here)
+            if known != here:
+                remedy = (
+                    f"it was made for another {gpu}, of {field} {known}, this one has {here}: run plimsoll calibrate"
+                )
+                raise InputError("--calibration", self.name, remedy)
+
+    def gpu_notes(self) -> list[str]:
+        """A sentence where the file does not know which figures its GPU had."""
+        unsaid = f"the calibration does not say which figures {self.gpu} had: make it again if its file has changed"
+        return [] if self.gpu_figures else [unsaid]
 
     def differences(self, *circumstances: Mapping[str, Any]) -> list[str]:
         """A sentence where a deployment, or any of several, is not the one that was measured.
@@ -214,6 +239,9 @@ def _wrong_entries(document: Mapping[str, Any]) -> Iterator[str]:
     for name, value in document["circumstances"].items():
         if not isinstance(value, str if name not in CUT else int) or isinstance(value, bool):
             yield f"its circumstances {name[:40]} is {_shown(value)}, which says nothing"
+    for name, value in document.get("gpu_figures", {}).items():
+        if not isinstance(value, str) and not _is_number(value):
+            yield f"its gpu_figures {name[:40]} is {_shown(value)}, which says nothing"
     for name, value in document.get("host_time", {}).items():
         if name == "seconds" and isinstance(value, dict):
             yield from _no_numbers("host_time seconds", value)

@@ -48,7 +48,8 @@ class LatentAttention:
         kv_lora_rank: rank of the cached latent.
         qk_nope_head_dim, qk_rope_head_dim: parts of a query and key head without and with rotary positions.
         v_head_dim: size of a value head.
-        index_heads, index_head_dim, index_topk: sparse-attention indexer (DeepSeek-V3.2); 0 where there is none.
+        index_heads, index_head_dim: sparse-attention indexer (DeepSeek-V3.2) of this layer; 0 where it has none.
+        index_topk: tokens that an indexer selects, of this layer or (GLM-5.2) of one before it; 0 for all tokens.
     """
 
     num_heads: int

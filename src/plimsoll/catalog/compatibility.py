@@ -51,8 +51,7 @@ def check_compatibility(
     for name in ("tp", "pp", "dp", "ep"):
         if getattr(parallelism, name) < 1:
             raise InputError(name, getattr(parallelism, name), "write a whole number of at least 1")
-    notes = _check_gpu(engine, gpu)
-    _check_model(engine, model)
+    notes = [*_check_gpu(engine, gpu), *_check_model(engine, model)]
     weights = _row(engine, engine.precisions, gpu, precision, "precision")
     sixteen_bit = _sixteen_bit(engine, gpu)
     resolved_kv = kv_precision if kv_precision != "auto" else (precision if precision == "fp16" else sixteen_bit)
@@ -102,13 +101,15 @@ def _check_gpu(engine: EngineFacts, gpu: Accelerator) -> list[str]:
     )
 
 
-def _check_model(engine: EngineFacts, model: ModelSpec) -> None:
+def _check_model(engine: EngineFacts, model: ModelSpec) -> list[str]:
+    """Whether the engine lists the model, with what is to be known of it there."""
     if model.architecture not in engine.architectures:
         raise InfeasibleError(
             f"{engine.id} {engine.version} does not list {model.architecture} ({model.id}) among its models; "
             "use another engine",
             "engine",
         )
+    return [engine.model_notes[model.architecture].note] if model.architecture in engine.model_notes else []
 
 
 def _sixteen_bit(engine: EngineFacts, gpu: Accelerator) -> str:

@@ -303,7 +303,7 @@ def kv_layers(spec: ModelSpec) -> list[KvLayers]:
                 elements_per_token=mixer.kv_lora_rank + mixer.qk_rope_head_dim,
                 window=None,
                 num_kv_heads=1,
-                fixed_bytes_per_token=_index_key_bytes(mixer),
+                fixed_bytes_per_token=index_key_bytes(mixer),
             )
         else:
             continue
@@ -311,7 +311,8 @@ def kv_layers(spec: ModelSpec) -> list[KvLayers]:
     return [dataclasses.replace(entry, count=count) for entry, count in found.items()]
 
 
-def _index_key_bytes(mixer: LatentAttention) -> int:
+def index_key_bytes(mixer: LatentAttention) -> int:
+    """Bytes of an indexer's key of one token in one layer; 0 where the layer has no indexer."""
     if not mixer.index_heads:
         return 0
     return mixer.index_head_dim + math.ceil(mixer.index_head_dim / INDEX_SCALE_GROUP) * INDEX_SCALE_BYTES
@@ -346,12 +347,12 @@ def _read_elements(spec: ModelSpec) -> dict[int | None, int]:
             elements = mixer.num_kv_heads * (mixer.head_dim + mixer.v_head_dim)
             by_window[mixer.window] = by_window.get(mixer.window, 0) + group.count * elements
         elif isinstance(mixer, LatentAttention):
-            window = mixer.index_topk if mixer.index_heads else None
+            window = mixer.index_topk or None
             elements = mixer.kv_lora_rank + mixer.qk_rope_head_dim
             by_window[window] = by_window.get(window, 0) + group.count * elements
             if mixer.index_heads:
                 # The indexer looks at every key to choose the tokens; its bytes count as 16-bit elements.
-                keys = group.count * _index_key_bytes(mixer) // 2
+                keys = group.count * index_key_bytes(mixer) // 2
                 by_window[None] = by_window.get(None, 0) + keys
     return dict(sorted(by_window.items(), key=lambda item: (item[0] is not None, item[0] or 0)))
 

@@ -169,6 +169,7 @@ class EngineFacts:
         vendors: GPUs it runs on.
         precisions, kv_precisions: rows, the first that fits a GPU holds.
         architectures: Hugging Face class names of models it runs.
+        model_notes: what to know of some of them, by class name.
         option_defaults: defaults of the policy's options in this version, where they are not the policy's own.
         staged_option_defaults: those that are others with pipeline stages.
         facts: source by table (``cache``, ``models``, ``gpu_memory_utilization``) and by option default.
@@ -189,6 +190,7 @@ class EngineFacts:
     precisions: tuple[PrecisionSupport, ...]
     kv_precisions: tuple[PrecisionSupport, ...]
     architectures: frozenset[str]
+    model_notes: Mapping[str, Fact]
     option_defaults: Mapping[str, str | int | float | bool]
     staged_option_defaults: Mapping[str, str | int | float | bool]
     facts: Mapping[str, Fact]
@@ -297,6 +299,7 @@ def _facts_in_version(engine: str, version: str) -> EngineFacts:
         precisions=tuple(_precision(row) for row in table["precision"]),
         kv_precisions=tuple(_precision(row) for row in table["kv_precision"]),
         architectures=frozenset(table["models"]["architectures"]),
+        model_notes={name: _fact(row) for row in table.get("model_note", ()) for name in row["architectures"]},
         option_defaults={name: row["value"] for name, row in options.items()},
         staged_option_defaults={name: row["value"] for name, row in staged.items()},
         facts={

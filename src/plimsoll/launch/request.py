@@ -62,12 +62,14 @@ class TargetView:
             the target's own defaults on this GPU, because they mean different things to each.
         kv_flag: the framework's word for the cache precision, where it is not the usual one; empty otherwise.
         checkpoint: what the checkpoint must be; empty where a plain one will do.
+        model_note: what is to be known of the model there, as a rule nothing.
         comments: lines for the user.
     """
 
     settings: EngineSettings
     kv_flag: str
     checkpoint: str
+    model_note: str
     comments: tuple[str, ...]
 
     @property
@@ -110,7 +112,13 @@ def view(request: LaunchRequest, framework: str) -> TargetView:
         checkpoint = "" if request.is_native_precision else next(needs, "")
     if checkpoint:
         comments.append(f"# {deployment.precision}: the model must be {checkpoint}.")
-    return TargetView(settings=settings, kv_flag=kv_flag, checkpoint=checkpoint, comments=tuple(comments))
+    known = None if request.model is None else target.model_notes.get(request.model.architecture)
+    model_note = "" if known is None else known.note
+    if model_note:
+        comments.append(f"# {model_note}.")
+    return TargetView(
+        settings=settings, kv_flag=kv_flag, checkpoint=checkpoint, model_note=model_note, comments=tuple(comments)
+    )
 
 
 def arithmetic(deployment: Deployment) -> str:

@@ -1,4 +1,4 @@
-"""A deployment as a TensorRT-LLM command (PyTorch back end).
+"""A deployment as a TensorRT-LLM command (PyTorch back end, AutoDeploy for the models that have a note of it).
 
 Flags as in https://nvidia.github.io/TensorRT-LLM/commands/trtllm-serve.html (2026-02). What has no flag goes into a
 YAML file.
@@ -55,7 +55,10 @@ def num_gpus(request: LaunchRequest) -> int:
 def options(request: LaunchRequest, target: TargetView) -> list[Sequence[str]]:
     """The flags, one sequence of words each."""
     cut, settings = request.deployment.parallelism, target.settings
-    found: list[Sequence[str]] = [["--backend", "pytorch"], ["--tp_size", str(cut.tp * cut.dp)]]
+    found: list[Sequence[str]] = [
+        ["--backend", "_autodeploy" if target.model_note else "pytorch"],
+        ["--tp_size", str(cut.tp * cut.dp)],
+    ]
     if cut.pp > 1:
         found.append(["--pp_size", str(cut.pp)])
     if cut.ep > 1:

@@ -3,6 +3,33 @@
 At 1.1 times its capacity a system falls behind by one request in eleven. A run of a few hundred requests may still
 meet every target, since the queue has not had the time to become long. So the question is not how long the queue
 was, but whether it kept growing while requests arrived.
+
+How often `is_queue_growing` says "growing", on 200 seeded M/M/1 queues each, started empty
+(``tests/theory/test_metrics_stationarity.py`` holds it to this):
+
+    load    200 requests    1,000    3,000    10,000
+    0.80            2 %       0 %      0 %       0 %
+    0.90           12 %       2 %      1 %       0 %
+    0.95           16 %      11 %      1 %       0 %
+    1.00           23 %      29 %     25 %      17 %
+    1.05           36 %      57 %     72 %      95 %
+    1.10           49 %      84 %     97 %     100 %
+    1.20           77 %      99 %    100 %     100 %
+    1.50          100 %     100 %    100 %     100 %
+
+Many parallel servers and processor sharing behave alike; steadier service is told apart sooner, burstier later.
+A batch at light load that fills up over a fifth of the arrivals (lognormal lengths, 100 to 400 requests) is called
+growing in none of 200 runs (without comparing with the early requests: in 26 to 56 of 100), three L40S at 4 chats/s
+and 100 requests in none of 80 (27 in 100); a link at 7 times what it can carry in all of 100.
+
+Of 200 chats a mixture of experts (Qwen3-30B-A3B on one H100, which carries 11 a second at most), whose steps read
+ever more experts as the batch fills, is called growing at 5 a second in 3 runs of 200 (with half of the growth
+instead of 0.7, and without its test, in 16), at 6 in 8 of 100 (28), at 8 in 14 of 100 (45); Llama-3.1-8B on one
+L40S at 0.7 of its load in 12 of 100 (32). The price is at loads just above 1, where a batch still fills after 600
+or 1,000 requests: Llama-3.1-8B on one H100 at 1.04 of its load is found in 39 runs of 60 (48), Mixtral on two at
+1.06 in 15 of 40 (28); what is lost is called too short to tell. That the growth has to go on in the later half of
+the windows was tried instead: it left 6 in 100 at 5 a second, and found processor sharing at a load of 1.1 in 82 %
+of the runs of 1,000 requests instead of 91 %.
 """
 
 from __future__ import annotations
@@ -29,7 +56,7 @@ MIN_REQUESTS = 20
 _WARMUP_FRAC = 0.25
 _WINDOWS = 20
 _SOJOURNS_NEEDED = 5.0
-_SLOWER_SHARE = 0.5  # of the growth, what has to come from requests that take longer
+_SLOWER_SHARE = 0.7  # of the growth, what has to come from requests that take longer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,27 +131,14 @@ def is_queue_growing(run: Run, *, significance: float = SIGNIFICANCE) -> Station
       link between two pools. Again a run of any length is condemned; or
     - requests take longer. Beside the count stands that of the same requests at the same times, each staying as long
       as its tokens took the first tenth of the requests (their median time to the first token, and per token after
-      it). The difference of both has to rise by 2 % of the arrival rate too, and by half of what the count itself
-      does: what fills up, or comes in clumps, is in both counts, and a fuller batch is a little slower without being
-      overloaded. And the arrivals have to last five times as long as that tenth stayed (the median).
+      it). The difference of both has to rise from window to window as well (the test of 1.), by 2 % of the arrival
+      rate too, and by 0.7 of what the count itself does: what fills up, or comes in clumps, is in both counts, and a
+      fuller batch is slower without being overloaded. At its limit a server gives twice as many half the pace each,
+      so that all growth is requests that take longer; one with room left gives them more than half, and a part of the
+      growth is that more are there. And the arrivals have to last five times as long as that tenth stayed (median).
 
-    Rejected and failed requests are no part of any count; unfinished ones never leave. How often it says "growing", on
-    200 seeded M/M/1 queues each, started empty (``tests/theory/test_metrics_stationarity.py`` holds it to this):
-
-        load    200 requests    1,000    3,000    10,000
-        0.80            2 %       0 %      0 %       0 %
-        0.90           12 %       2 %      1 %       0 %
-        0.95           16 %      11 %      1 %       0 %
-        1.00           23 %      29 %     25 %      17 %
-        1.05           36 %      57 %     72 %      95 %
-        1.10           49 %      84 %     97 %     100 %
-        1.20           77 %      99 %    100 %     100 %
-        1.50          100 %     100 %    100 %     100 %
-
-    Many parallel servers and processor sharing behave alike; steadier service is told apart sooner, burstier later.
-    A batch at light load that fills up over a fifth of the arrivals (lognormal lengths, 100 to 400 requests) is called
-    growing in none of 200 runs (without the comparison above: in 26 to 56 of 100), three L40S at 4 chats/s and 100
-    requests in 1 of 80 (27 in 100); a link at 7 times what it can carry in all of 100.
+    Rejected and failed requests are no part of any count; unfinished ones never leave. How often it is right says the
+    text of this module.
 
     NOTE: a queue that something bounds grows until it is full. Splitwise with a link 7 times too slow fills the
     memory of its prompt machines, then serves the rest without the link: a run of a few such fillings says growing,
@@ -154,12 +168,12 @@ def _judged(run: Run, counted: npt.NDArray[np.bool_], arrival_s: Floats, signifi
     waiting = _trend(arrival_s, _leave_times(served_s[counted]), significance)
     in_system = _trend(arrival_s, np.sort(finish_s), significance)
     filled = _batch_had_time_to_fill(run, counted, float(arrival_s[-1] - arrival_s[0]))
-    between, slower_frac = None, None
+    between, slower_frac, slower_p_value = None, None, 1.0
     if in_system.growing and not waiting.growing:
         between = _between_tokens(run, counted, arrival_s, significance)
-        slower_frac = _slower_frac(run, counted)
+        slower_frac, slower_p_value = _slower(run, counted)
     needed_frac = max(MIN_GROWTH_FRAC, _SLOWER_SHARE * in_system.growth_frac)
-    slower = filled and slower_frac is not None and slower_frac >= needed_frac
+    slower = filled and slower_frac is not None and slower_frac >= needed_frac and slower_p_value < significance
     growing = waiting.growing or slower or (between is not None and between.growing)
     reason = _reason(waiting, between, in_system, filled, slower)
     counts = _without_trend(arrival_s, run, counted, growing or (filled and not in_system.growing), reason)
@@ -238,8 +252,12 @@ def _second_token_s(timeline: TokenTimeline) -> tuple[Ints, Floats]:
     return requests[has_two], timeline.step_end_s[step[has_two]]
 
 
-def _slower_frac(run: Run, counted: npt.NDArray[np.bool_]) -> float:
-    """Growth of the number in the system beyond that of the same requests, none slower than the early ones."""
+def _slower(run: Run, counted: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Growth of the number in the system beyond that of the same requests, none slower than the early ones.
+
+    Returns:
+        As a share of the arrivals, and the chance of such a rise without growth.
+    """
     order = np.flatnonzero(counted)[np.argsort(run.arrival_s[counted], kind="stable")]
     arrival_s, tokens = run.arrival_s[order], run.output_tokens[order]
     early = slice(0, _num_early(len(order)))
@@ -254,8 +272,8 @@ def _slower_frac(run: Run, counted: npt.NDArray[np.bool_]) -> float:
     edges_s = _edges(arrival_s)
     held = mean_in_system(arrival_s, np.sort(leave_s), edges_s)
     held -= mean_in_system(arrival_s, np.sort(arrival_s + stay_s), edges_s)
-    slope, _ = _slope(held, float(edges_s[1] - edges_s[0]))
-    return slope * float(arrival_s[-1] - arrival_s[0]) / len(arrival_s)
+    slope, p_value = _slope(held, float(edges_s[1] - edges_s[0]))
+    return slope * float(arrival_s[-1] - arrival_s[0]) / len(arrival_s), p_value
 
 
 def _num_early(num_requests: int) -> int:

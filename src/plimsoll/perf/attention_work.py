@@ -34,8 +34,7 @@ def attention_work(model: ModelSpec, cut: Cut) -> AttentionWork | None:
             token += count * ACTIVATION_BYTES * (heads + kv_heads) * both
         else:
             latent, key = mixer.kv_lora_rank, mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
-            index = counting.kv_layers(model)[0].fixed_bytes_per_token if mixer.index_heads else 0
-            read += count * ((latent + mixer.qk_rope_head_dim) * cut.kv_bytes + index)
+            read += count * ((latent + mixer.qk_rope_head_dim) * cut.kv_bytes + counting.index_key_bytes(mixer))
             index_flop = 2.0 * mixer.index_heads * mixer.index_head_dim
             decode += count * (2.0 * heads * (2 * latent + mixer.qk_rope_head_dim) + index_flop)
             pair += count * (2.0 * heads * (key + mixer.v_head_dim) + index_flop)

@@ -178,7 +178,7 @@ def _group(translator: Translator, mixer: Attention | LatentAttention, count: fl
             mixer.qk_rope_head_dim,
             mixer.v_head_dim,
         )
-        if sizes != DEEPSEEK_MLA or mixer.index_heads:
+        if sizes != DEEPSEEK_MLA or mixer.index_topk:
             raise OutOfRangeError(f"latent attention of ranks and heads {sizes} was not measured")
         heads, gemm = mixer.num_heads // tp, translator.module_gemm_type
         prefill, decode = (

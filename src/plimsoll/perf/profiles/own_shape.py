@@ -74,11 +74,11 @@ def _unknown(model: ModelSpec) -> str:
         return "layers without attention, or with a state instead of it"
     if any(group.mlp is None for group in model.groups):
         return "layers without a feed-forward part"
+    if any(isinstance(mixer, LatentAttention) and mixer.index_topk for mixer in mixers):
+        return "sparse attention with an indexer"
     if len(mixers) > 1:
         return "layers whose attention differs in more than its window"
     mixer = model.groups[0].mixer
-    if isinstance(mixer, LatentAttention) and mixer.index_heads:
-        return "sparse attention with an indexer"
     if isinstance(mixer, Attention) and mixer.gated:
         return "gated attention"
     if isinstance(mixer, Attention) and mixer.v_head_dim != mixer.head_dim:
