@@ -6,14 +6,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format docs bench validate validate-papers validate-schedules verify-vllm clean
+.PHONY: run test check compile format docs bench validate validate-papers validate-schedules verify-vllm clean
 
 run: $(READY)
 	$(BIN)/plimsoll plan --model meta-llama/Llama-3.1-8B --trace examples/workloads/chat.csv \
 		--budget-usd-per-hour 20 --ttft-ms 1000 --tpot-ms 50
 
-test: $(READY) check
+test: $(READY) check compile
 	$(BIN)/python -m pytest -n 2
+	PLIMSOLL_COMPILED=off $(BIN)/python -m pytest -m interpreted
+
+# The engine as C extensions beside its source, where there is a C compiler (docs/architecture.md); else it is interpreted
+compile: $(READY)
+	$(BIN)/python hatch_build.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -29,7 +34,7 @@ docs: $(READY)
 	$(BIN)/python -m plimsoll.metrics.document > docs/metrics.md
 	$(BIN)/python scripts/generate_cli_docs.py
 
-bench: $(READY)
+bench: $(READY) compile
 	$(BIN)/python benchmarks/engine_speed.py
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/metrics_speed.py
@@ -57,7 +62,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Plimsoll needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,silicon,offload]'
+	$(BIN)/plimsoll --version
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache src/plimsoll/_compiled.json
+	find src -name '*.so' -delete

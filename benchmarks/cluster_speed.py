@@ -14,7 +14,9 @@ With ``--asynchronous`` the one replica and those behind routers schedule a step
 All rows of a rate take turns, so that a busy machine slows them alike; each figure is the best of the repetitions.
 
 Wanted: 1.5 times one replica behind any router; of pools 30,000 requests/s at 2 req/s and 80,000 at 6. Why some stay
-behind is printed with them: what a cluster does per request is counted in one more run, calls of what costs most.
+behind is printed with them: what a cluster does per request is counted in one more run, calls of what costs most. That
+is done by a process of its own, ``--count RATE,LABEL``, in which the engine is interpreted: nothing can be put in place
+of compiled methods.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,9 +34,12 @@ from pathlib import Path
 from typing import Any
 
 from engine_speed import NUM_BLOCKS, TRACE, config, draw, roofline
+from plimsoll import _ENGINE
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.fleets.following import Course
+from plimsoll.engine.fleets.course import Course
+from plimsoll.engine.fleets.late_course import LateCourse
+from plimsoll.engine.fleets.late_outlook import LateOutlook
 from plimsoll.engine.fleets.outlook import Outlook
 from plimsoll.engine.plugins import list_plugins
 from plimsoll.engine.pools.bridge import Bridge
@@ -47,7 +54,9 @@ COUNTED: list[tuple[type, str, str]] = [
     (Replica, "advance", "times a replica is turned to"),
     (LateReplica, "advance", "times a replica is turned to"),
     (Outlook, "turn", "times a replica is turned to"),
+    (LateOutlook, "turn", "times a replica is turned to"),
     (Course, "turn", "times a replica is turned to"),
+    (LateCourse, "turn", "times a replica is turned to"),
     (Lane, "decode", "stretches of decode steps"),
     (Bridge, "_take", "transfers"),
     (Machine, "begin_mixed", "prompt steps"),
@@ -56,7 +65,8 @@ COUNTED: list[tuple[type, str, str]] = [
 WHY = {
     "least-pending-tokens": "what is left on every replica changes in each step: it is foretold where all decode, but "
     "a prompt takes two more turns, and the closest of eight have to be told apart at every arrival",
-    "late, tokens": "late replicas are run up to every arrival, as what is left changes in each step",
+    "late, tokens": "as without lateness, and an arrival cuts a stretch of decodes in two, as one more step of it was "
+    "planned before",
     "least-loaded": "each end of a request has to be noticed before the next arrival is routed, so steps are run in "
     "pieces: some thirty more lines of Python per request than behind a router that does not look",
     "power-of-two": "as least-loaded, of two replicas",
@@ -139,6 +149,12 @@ def explain(row: Row) -> None:
     print(f"      a request takes {listed}: {WHY.get(kind, '?')}")
 
 
+def explain_apart(label: str, rate: float) -> None:
+    """The same of the row of that label, by a process whose engine is interpreted."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--count", f"{rate:g},{label}"]
+    subprocess.run(command, env={**os.environ, "PLIMSOLL_COMPILED": "off"}, check=True)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,11 +163,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="", help="routers and engines, separated by commas; all by default")
     parser.add_argument("--asynchronous", action="store_true", help="the engines take their results one step late")
+    parser.add_argument("--count", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.count:
+        print(_ENGINE)
     found = Path(os.environ.get("PLIMSOLL_DATA", "../shared/data")) / TRACE
     trace = options.trace or (str(found) if found.exists() else None)
+    only = [name for name in options.only.split(",") if name]
+    if options.count:
+        rate_text, _, counted = options.count.partition(",")
+        rows = rows_of(trace, options.requests, float(rate_text), only, options.asynchronous)
+        explain(next(row for row in rows if row[0] == counted))
+        return
     for rate, wanted in ((2.0, 30_000), (6.0, 80_000)):
-        only = [name for name in options.only.split(",") if name]
         rows = rows_of(trace, options.requests, rate, only, options.asynchronous)
         best = best_of(rows, options.repeats)
         alone_s, steps = best[ALONE]
@@ -163,7 +187,7 @@ def main() -> None:
             print(f"  {label:36}{speed:10,.0f} requests/s{steps:10,} steps   {ratio:5.2f} × one replica", flush=True)
             pools = kind in list_plugins("plimsoll.engine.clusters")
             if kind != "ranks" and (speed < wanted if pools else ratio > 1.5):
-                explain(row)
+                explain_apart(label, rate)
 
 
 if __name__ == "__main__":

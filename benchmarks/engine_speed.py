@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plimsoll import _ENGINE
 from plimsoll.catalog.accelerators import load_accelerator
 from plimsoll.catalog.models import load_model
 from plimsoll.core.columns import floats
@@ -130,7 +131,7 @@ def print_speeds(trace: str | None, num_requests: int, repeats: int) -> None:
     print(f"{'':30}{'requests/s':>12}{'steps/s':>12}{'steps':>10}{'evicted':>9}")
 
     def row(words: str, rate: float, seats: int, make_model: Callable[[], StepModel], times: int = 1) -> Figure:
-        figure = measure(draw(trace, num_requests * times, rate), seats, make_model, max(2, repeats // times))
+        figure = measure(draw(trace, num_requests * times, rate), seats, make_model, max(5, repeats // times))
         steps_per_s = figure.num_steps / figure.seconds
         print(f"{words:30}{figure.requests_per_s:12,.0f}{steps_per_s:12,.0f}{figure.num_steps:10,}", end="")
         print(f"{figure.preemptions:9,}", flush=True)
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--beside", help="a program to run in the same minute")
     parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    print(_ENGINE)
     found = Path(os.environ.get("PLIMSOLL_DATA", "../shared/data")) / TRACE
     trace = options.trace or (str(found) if found.exists() else None)
     if options.only_large:

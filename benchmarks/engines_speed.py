@@ -9,20 +9,25 @@ each speed stands its share of `vllm-v1`'s, measured just before: that depends l
 
 Wanted: 30,000 requests/s at 2 req/s and 80,000 at 6. Where an engine stays below, the reason is printed with it, and
 what it has to do for each request: how often its policy is asked, how many stretches of decode steps there are, and so
-on, counted in one more run.
+on, counted in one more run. That is done by a process of its own, in which the engine is interpreted: a profiler does
+not see compiled functions.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import json
 import os
 import pstats
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import cast
 
 from engine_speed import NUM_BLOCKS, TRACE, draw, roofline
+from plimsoll import _ENGINE
 from plimsoll.core.run import Run
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
@@ -85,16 +90,23 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--engines", help="names, separated by commas; all by default")
+    parser.add_argument("--count", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.count:
+        print(_ENGINE)
     found = Path(os.environ.get("PLIMSOLL_DATA", "../shared/data")) / TRACE
     trace = options.trace or (str(found) if found.exists() else None)
+    if options.count:
+        engine, variant, rate = json.loads(options.count)
+        print(counts(draw(trace, options.requests, rate), config_of(engine, variant)))
+        return
     print(f"lengths: {Path(trace).name if trace else 'preset chat (no trace found)'}; {options.requests:,} requests\n")
     print(f"{'engine':56}{'at':>4}{'requests/s':>12}{'of ' + REFERENCE:>12}{'steps':>10}{'evicted':>9}")
     loads = {rate: draw(trace, options.requests, rate) for rate in WANTED}
     for engine in options.engines.split(",") if options.engines else list_plugins("plimsoll.engine.policies"):
         for variant in VARIANTS.get(engine, [{}]):
             print_engine(engine, variant, loads, options.repeats)
-    print(f"\nfor each request {REFERENCE} has, at 6 req/s: {counts(loads[6.0], config_of(REFERENCE, {}))}")
+    print(f"\nfor each request {REFERENCE} has, at 6 req/s: {counted_apart(REFERENCE, {}, 6.0)}")
 
 
 def config_of(engine: str, variant: dict[str, Option]) -> EngineConfig:
@@ -129,7 +141,7 @@ def print_engine(engine: str, variant: dict[str, Option], loads: dict[float, Wor
         at = " and ".join(f"{rate:g}" for rate in slow)
         print(f"    below {' and '.join(f'{WANTED[rate]:,}' for rate in slow)} at {at} req/s: {WHY.get(engine, '?')}")
         for rate in slow:
-            print(f"    for each request, at {rate:g} req/s: {counts(loads[rate], config)}")
+            print(f"    for each request, at {rate:g} req/s: {counted_apart(engine, variant, rate)}")
 
 
 def timed(load: Workload, config: EngineConfig) -> tuple[float, Run]:
@@ -138,6 +150,13 @@ def timed(load: Workload, config: EngineConfig) -> tuple[float, Run]:
     begin_s = time.process_time()
     run = simulate(load, config, model)
     return time.process_time() - begin_s, run
+
+
+def counted_apart(engine: str, variant: dict[str, Option], rate: float) -> str:
+    """`counts`, by a process whose engine is interpreted."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--count", json.dumps([engine, variant, rate])]
+    environment = {**os.environ, "PLIMSOLL_COMPILED": "off"}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def counts(load: Workload, config: EngineConfig) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plimsoll import _ENGINE
 from plimsoll.catalog.accelerators import load_accelerator
 from plimsoll.catalog.models import load_model
 from plimsoll.core.deployment import Parallelism
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--block-size", type=int, default=16)
     options = parser.parse_args()
+    print(_ENGINE)
     size = options.block_size
     print(f"{MODEL} on {GPU}, block size {size}")
     print(f"{'':44}{'seconds':>8}{'requests/s':>12}{'steps':>10}{'hit %':>8}{'evicted':>9}{'wait s':>10}")

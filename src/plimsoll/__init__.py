@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from plimsoll._compiled import choose
 from plimsoll._version import __version__
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "calibrate", "capacity", "catalog", "plan", "profile", "simulate", "study"]
 
+_ENGINE = choose()
 _HOMES = {
     "calibrate": "calibrating.calibrate",
     "capacity": "capacity.capacity",

@@ -300,7 +300,7 @@ def test_without_arguments_it_prints_its_help(capsys: Capture) -> None:
     outcome = run(capsys)
     assert outcome.code == 0
     assert "simulate" in outcome.stdout
-    assert run(capsys, "--version").stdout == f"plimsoll {plimsoll.__version__}\n"
+    assert run(capsys, "--version").stdout == f"plimsoll {plimsoll.__version__} ({plimsoll._ENGINE})\n"
 
 
 def test_help_imports_neither_numpy_nor_polars() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from plimsoll.core.step import StepModel
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig
-from plimsoll.engine.plugins import construct, load_plugin
 from plimsoll.engine.requests import Requests
+from tests.oracle.interpreted import construct_interpreted
 from tests.oracle.models import with_longest
 
 
@@ -40,12 +40,7 @@ class NaiveReplica:
 
     def __init__(self, requests: Requests, config: EngineConfig, model: StepModel) -> None:
         self.requests, self.config, self.model = requests, config, model
-        self.policy: Any = construct(
-            load_plugin("plimsoll.engine.policies", config.policy, "--engine"),
-            config.policy,
-            config,
-            config.options,
-        )
+        self.policy = construct_interpreted(config)
         self.block_size, self.num_blocks = config.block_size, config.num_blocks
         self.rows: dict[int, Row] = {}
         self.arriving: list[Row] = []

@@ -11,7 +11,7 @@ import pytest
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.andes_ranking import Ranking
+from plimsoll.engine.andes_ranking import TOKENS_BITS, Ranking, less_gain
 from tests.oracle.models import KinkedModel
 
 CASES = int(os.environ.get("PLIMSOLL_ORACLE_CASES", "300"))
@@ -78,8 +78,14 @@ def test_sharing_equals_the_definition(seed: int) -> None:
         total = sum(one.tokens // size + 1 for one in people)
         free, seats = int(rng.integers(-total // 2 - 1, total + 2)), int(rng.integers(-8, 20))
         expected = one_by_one(people, free, seats, horizon_s, interval_s, size)
-        running = [(one.request, one.tokens, horizon_s - one.busy_s) for one in people if one.runs]
-        gone, taken = ranking.share(running, free, seats, horizon_s)
+        running = [one for one in people if one.runs]
+        waits_s = [horizon_s - one.busy_s for one in running]
+        late = [
+            -(o.tokens << TOKENS_BITS | o.request) for o, w in zip(running, waits_s, strict=True) if w >= interval_s
+        ]
+        rest = [(one, w) for one, w in zip(running, waits_s, strict=True) if not w >= interval_s]
+        soon = [(less_gain(w, one.tokens), one.request, one.tokens) for one, w in rest]
+        gone, taken = ranking.share(late, soon, free, seats, horizon_s)
         assert (sorted(gone), sorted(taken)) == expected, f"seed {seed}, case {case}"
         moved += bool(gone and taken)
         early += any(0 < horizon_s - one.busy_s < interval_s for one in people)
@@ -94,17 +100,17 @@ def test_whoever_is_dropped_is_not_ranked() -> None:
     ranking.add(3, 10, 0.0, 10.0)
     for request in (3, 2, 7):
         ranking.drop(request)
-    assert ranking.share([], 100, 100, 10.0) == ([], [1])
+    assert ranking.share([], [], 100, 100, 10.0) == ([], [1])
     ranking.clear()
-    assert ranking.share([], 100, 100, 10.0) == ([], [])
+    assert ranking.share([], [], 100, 100, 10.0) == ([], [])
 
 
 def test_no_number_as_a_target_comes_last() -> None:
     ranking = Ranking(1.0, 16)
     ranking.add(1, 20, float("nan"), 10.0)
     ranking.add(2, 20, float("inf"), 10.0)
-    assert ranking.share([], 2, 9, 10.0) == ([], [2])
-    assert ranking.share([], 4, 9, 10.0) == ([], [2, 1])
+    assert ranking.share([], [], 2, 9, 10.0) == ([], [2])
+    assert ranking.share([], [], 4, 9, 10.0) == ([], [2, 1])
 
 
 def test_a_run_at_a_long_queue_moves_people_in_and_out() -> None:

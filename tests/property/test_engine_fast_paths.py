@@ -45,6 +45,7 @@ def test_a_long_stretch_is_added_up_as_a_loop_does() -> None:
         assert len(got) >= min(len(expected), 1)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("policy", ["vllm-v0", "orca", "uellm", "fastgen", "andes", "s3"])
 def test_runs_do_not_depend_on_how_stretches_are_added_up(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(CASES // 6):

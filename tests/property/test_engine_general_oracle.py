@@ -7,7 +7,6 @@ like. A policy without a case fails `test_every_policy_has_a_case`.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import os
 import tempfile
@@ -23,7 +22,7 @@ from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
 from plimsoll.engine.general.plan import GeneralPolicy
 from plimsoll.engine.general.rules import longest_sequence
-from plimsoll.engine.plugins import list_plugins, load_plugin
+from plimsoll.engine.plugins import list_plugins, load_plugin, parameters_of
 from tests.oracle.models import KinkedModel, SkewedModel, maybe_skewed
 from tests.oracle.naive_general import naive_general
 
@@ -186,7 +185,7 @@ def test_every_policy_has_a_case() -> None:
 
 @pytest.mark.parametrize("policy", list(OPTIONS))
 def test_every_option_is_varied(policy: str) -> None:
-    parameters = inspect.signature(load_plugin(POLICIES, policy, "--engine")).parameters.values()
+    parameters = parameters_of(load_plugin(POLICIES, policy, "--engine")).values()
     assert set(OPTIONS[policy]) == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 

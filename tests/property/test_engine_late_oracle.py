@@ -96,8 +96,11 @@ def same(left: Run, right: Run, where: str) -> None:
         assert mine.tolist() == theirs.tolist(), f"{where} request {request}"
 
 
-@pytest.mark.parametrize("router", ["round-robin", "least-loaded", "least-pending-tokens"])
+@pytest.mark.parametrize(
+    "router", ["round-robin", "least-loaded", "power-of-two", "prefix-aware", "least-pending-tokens"]
+)
 def test_a_log_changes_nothing_behind_any_router(router: str) -> None:
+    """Without one, replicas behind routers that count are put off and run ahead; a log says how many wait when."""
     for seed in range(CASES // 3):
         workload, config, model, duration_s = (late_case if seed % 2 else random_case)(seed)
         options = {**config.options, "async_scheduling": True}
@@ -169,6 +172,7 @@ def calm(num: int) -> Workload:
     )
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_an_arrival_or_an_end_costs_no_more_than_one_plan_or_two(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asynchronously it was twice as many as synchronously: one more for each arrival and each end."""

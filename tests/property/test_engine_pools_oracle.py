@@ -203,6 +203,7 @@ def test_the_log_of_splitwise_says_whose_memory_is_set_aside() -> None:
     assert rows > 50 * CASES
 
 
+@pytest.mark.interpreted
 def test_the_cases_take_every_way_through_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is told at once, what needs the clock, prompts ahead, machines left behind: all of it occurs often."""
     seen: collections.Counter[str] = collections.Counter()

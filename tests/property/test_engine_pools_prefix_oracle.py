@@ -169,7 +169,8 @@ def test_watched_runs_and_cut_runs_are_the_same(engine: str) -> None:
 def test_without_a_cache_content_changes_nothing(engine: str) -> None:
     for seed in (*range(CASES // 5), 408, 429):  # 408: as 173; 429: an idle one accepts, then one whose step ends
         workload, config, model, cut_s = reuse_case(seed, engine)
-        config = dataclasses.replace(config, options={**config.options, "prefix_cache": False})
+        options = {**config.options, "decode_prefix_cache": False, "prefix_cache": False}
+        config = dataclasses.replace(config, options=options)
         run = simulate(workload, config, model, duration_s=cut_s)
         bare = dataclasses.replace(workload, block_tokens=None, prompt_block_ids=None, prompt_block_offsets=None)
         assert not run.cached_tokens.any()
@@ -178,6 +179,7 @@ def test_without_a_cache_content_changes_nothing(engine: str) -> None:
         assert_same(run, expected, f"seed {seed}: {config}", cut=cut_s is not None)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_cases_reach_what_is_rare(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: collections.Counter[str] = collections.Counter()

@@ -11,12 +11,13 @@ import pytest
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, cluster, simulate
-from plimsoll.engine.fleets.following import Course, FollowingFleet, followed
+from plimsoll.engine.fleets.course import Course
+from plimsoll.engine.fleets.following import FollowingFleet, followed
 from plimsoll.engine.policies.vllm_v1 import VllmV1
 from plimsoll.engine.replicas.replica import Replica
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel
-from tests.single_steps import Silent, counted_calls, same_as_single_steps
+from tests.single_steps import UNCOUNTED, Silent, counted_calls, same_as_single_steps
 
 
 def load(num: int, gap_s: float, prompt: int, output: int, seed: int = 0, **columns: Any) -> Workload:
@@ -44,14 +45,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_nobody_sees_that_progress_is_foretold(gap_s: float, calls: Counter[str]) -> None:
     """From far too much load to hardly any."""
     same_as_single_steps(load(150, gap_s, 90, 40), engine(), KinkedModel())
-    assert calls["least_pending"] == 150
-    assert calls["_foretell"]
+    assert UNCOUNTED or calls["least_pending"] == 150
+    assert UNCOUNTED or calls["_foretell"]
 
 
 def test_nor_where_blocks_run_short(calls: Counter[str]) -> None:
     run = same_as_single_steps(load(200, 0.004, 30, 60), engine(num_blocks=70), KinkedModel())
     assert run.preemptions.sum() > 20
-    assert calls["least_pending"] == 200
+    assert UNCOUNTED or calls["least_pending"] == 200
 
 
 @pytest.mark.parametrize("column", ["max_output_tokens", "predicted_output_tokens"])
@@ -60,7 +61,7 @@ def test_nor_where_more_is_expected_than_there_will_be(column: str, calls: Count
         workload = load(150, gap_s, 60, 40)
         told = {column: workload.output_tokens + ints(np.arange(150) % 37)}
         same_as_single_steps(load(150, gap_s, 60, 40, **told), engine(), KinkedModel())
-    assert calls["least_pending"] == 300
+    assert UNCOUNTED or calls["least_pending"] == 300
 
 
 def test_where_answers_outlive_what_is_expected_requests_are_counted_one_by_one(calls: Counter[str]) -> None:
@@ -78,24 +79,25 @@ def test_attention_windows_are_not_followed(layers: Any, calls: Counter[str]) ->
     assert not calls["turn"]
 
 
-@pytest.mark.parametrize("options", [{"async_scheduling": True}, {"scheduling_policy": "priority"}])
-def test_nor_are_replicas_of_other_kinds(options: dict[str, Any], calls: Counter[str]) -> None:
-    workload = load(100, 0.01, 60, 40, priority=ints(np.arange(100) % 3))
-    same_as_single_steps(workload, engine(options=options), KinkedModel())
+def test_nor_are_replicas_that_go_by_priority(calls: Counter[str]) -> None:
+    for options in ({"scheduling_policy": "priority"}, {"scheduling_policy": "priority", "async_scheduling": True}):
+        workload = load(100, 0.01, 60, 40, priority=ints(np.arange(100) % 3))
+        same_as_single_steps(workload, engine(options=options), KinkedModel())
     assert not calls["turn"]
+    assert not calls["least_pending"]
 
 
 @pytest.mark.parametrize("options", [{"long_prefill_token_threshold": 7}, {"watermark": 0.3}])
 def test_thresholds_and_watermarks_are(options: dict[str, Any], calls: Counter[str]) -> None:
     for gap_s in (0.002, 0.02):
         same_as_single_steps(load(150, gap_s, 90, 40), engine(options=options), KinkedModel())
-    assert calls["turn"]
+    assert UNCOUNTED or calls["turn"]
 
 
 def test_a_budget_smaller_than_the_decodes_makes_some_of_them_wait(calls: Counter[str]) -> None:
     """Then not everybody gets a token, and nothing is foretold."""
     same_as_single_steps(load(150, 0.01, 12, 60), engine(max_num_batched_tokens=5), KinkedModel())
-    assert calls["turn"]
+    assert UNCOUNTED or calls["turn"]
 
 
 @pytest.mark.parametrize("duration_s", [0.05, 0.7, 3.0])
@@ -105,6 +107,7 @@ def test_a_cut_run_ends_where_it_should(duration_s: float, gap_s: float) -> None
     assert np.nanmax(run.timeline.step_end_s) <= duration_s  # type: ignore[union-attr]
 
 
+@pytest.mark.interpreted
 def test_replicas_are_turned_to_two_or_three_times_a_request(calls: Counter[str]) -> None:
     num = 400
     simulate(load(num, 0.05, 60, 60), engine(replicas=8), KinkedModel())
@@ -162,7 +165,7 @@ def test_arrivals_at_the_very_end_of_a_step_see_what_they_should(calls: Counter[
     workload = Workload(arrival_s=arrival_s, prompt_tokens=workload.prompt_tokens, output_tokens=workload.output_tokens)
     config = engine()
     assert simulate(workload, config, Even()).equal(simulate(workload, config, Even(), observer=Silent()))
-    assert calls["least_pending"] == 150
+    assert UNCOUNTED or calls["least_pending"] == 150
 
 
 def test_who_can_be_followed() -> None:

@@ -17,6 +17,7 @@ from plimsoll.engine.clusters.distserve import Distserve
 from plimsoll.engine.clusters.splitwise import Splitwise
 from plimsoll.engine.pools.disaggregated import Machine
 from plimsoll.engine.pools.machine_cache import MachineCache
+from plimsoll.engine.pools.split_machine import SplitMachine
 from plimsoll.engine.requests import Requests
 from tests.oracle.models import KinkedModel
 from validation.schedules import OneSecond
@@ -175,6 +176,16 @@ def test_a_block_size_that_does_not_go_with_the_content_is_refused(name: str) ->
     assert run(name, load, prefix_cache=False).cached_tokens.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_nobody_finds_kv_again_where_none_is_kept(name: str) -> None:
+    words = rf"option decode_prefix_cache of {name}: 'true' .* leave it out, or prefix_cache=false"
+    with pytest.raises(InputError, match=words):
+        run(name, TWICE, prefix_cache=False, decode_prefix_cache=True)
+    off = run(name, TWICE, prefix_cache=False, decode_prefix_cache=False)
+    assert off.equal(run(name, TWICE, prefix_cache=False))
+
+
+@pytest.mark.interpreted
 @pytest.mark.parametrize("kind", [Distserve, Splitwise])
 def test_an_engine_has_no_more_attributes_than_python_reads_quickly(kind: Any) -> None:
     made: list[Any] = []
@@ -268,14 +279,14 @@ def test_kv_leaves_in_the_order_in_which_it_was_sent_away() -> None:
     assert [cache.leave(), cache.leave()] == [2, 3]
 
 
-@pytest.mark.parametrize("sets_aside", [False, True])
+@pytest.mark.parametrize(("kind", "sets_aside"), [(Machine, False), (SplitMachine, True)])
 def test_a_machine_that_sets_memory_aside_has_as_much_room_as_it_set_aside(
-    sets_aside: bool, monkeypatch: pytest.MonkeyPatch
+    kind: type[Machine], sets_aside: bool
 ) -> None:
-    monkeypatch.setattr(Machine, "sets_aside", sets_aside)
     requests = Requests(SAME, 1 << 20)
     config = EngineConfig(num_blocks=10, block_size=4)
-    machine = Machine(requests, config, OneSecond(), 0, None)
+    machine = kind(requests, config, OneSecond(), 0, None)
+    assert machine.sets_aside is sets_aside
     machine.cache = MachineCache(requests, config, keeps=False)
     for request in (0, 1):
         machine.cache.compute(request, 3)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import plimsoll
 from plimsoll.core.columns import floats, ints
 from plimsoll.core.errors import InputError, UnknownNameError
 from plimsoll.core.workload import Workload
 from plimsoll.engine import EngineConfig, simulate
-from plimsoll.engine.plugins import construct, list_plugins, load_plugin, policy_named, runs_in_stages
+from plimsoll.engine.plugins import construct, list_plugins, load_plugin, parameters_of, policy_named, runs_in_stages
 from tests.unit.test_engine_policies import OneSecond
 
 POLICIES = "plimsoll.engine.policies"
@@ -31,6 +35,29 @@ def test_every_file_in_the_folder_is_a_policy_of_its_name() -> None:
         cls = load_plugin(POLICIES, name, "--engine")
         assert cls.__name__.lower() == name.replace("-", "")
         assert construct(cls, name, CONFIG, {})
+
+
+@pytest.mark.parametrize("package", [POLICIES, "plimsoll.engine.routers"])
+def test_options_are_those_of_the_source(package: str) -> None:
+    """Of compiled classes too."""
+    folder = Path(plimsoll.__file__).parent.joinpath(*package.split(".")[1:])
+    for name in list_plugins(package):
+        cls = load_plugin(package, name, "--engine")
+        tree = ast.parse((folder / f"{name.replace('-', '_')}.py").read_text())
+        (own,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
+        (init,) = [n for n in own.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"] or [None]
+        if init is None:
+            continue
+        written = {
+            arg.arg: eval(ast.unparse(default), vars(sys.modules[cls.__module__]))
+            for arg, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+            if default is not None
+        }
+        found = {key: p.default for key, p in parameters_of(cls).items() if p.default is not p.empty}
+        assert found == written
+        assert {key: type(value) for key, value in found.items()} == {k: type(v) for k, v in written.items()}
+        kinds = {p.kind for p in parameters_of(cls).values() if p.default is not p.empty}
+        assert kinds <= {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_an_unknown_option_lists_those_there_are() -> None:

@@ -102,6 +102,7 @@ def test_prompts_that_wait_for_room_begin_when_it_comes() -> None:
         same_as_single_steps(load(60, 0.004, seed=seed), config, KinkedModel())
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_request_costs_what_happens_to_it(name: str, calls: Counter[str]) -> None:
     """Its KV comes and it ends: two stretches, however many machines there are and however many steps it takes."""
@@ -114,6 +115,7 @@ def test_a_request_costs_what_happens_to_it(name: str, calls: Counter[str]) -> N
         assert calls["cut"] < 3.2 * num
 
 
+@pytest.mark.interpreted
 def test_a_token_machine_in_the_mixed_pool_is_left_behind_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """It joins when prompts come in a burst, and has decodes all the time, so it does not go home."""
     asked: list[int] = []
@@ -199,7 +201,7 @@ def test_steps_that_are_taken_back_leave_no_trace() -> None:
     requests = Requests(workload, 1 << 20)
     machine = DecodeInstance(requests, config, KinkedModel(), 0, None)
     for request in (0, 1):
-        machine.lane.resume(request, workload.prompt_tokens[request], workload.output_tokens[request] - 1)
+        machine.lane.resume(request, requests.prompt[request], requests.output[request] - 1)
     before = (machine.free_blocks, machine.lane.read, machine.lane.due)
     machine.begin_decodes(0.0, 1000, float("inf"))
     ends = list(machine.lane.ends)

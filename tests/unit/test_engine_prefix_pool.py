@@ -113,7 +113,7 @@ def test_the_deepest_block_of_the_least_recently_freed_goes_first() -> None:
 
 def test_memory_without_end_costs_nothing() -> None:
     pool = PrefixPool(1 << 60)
-    holding = Holding(Chain((), 0, 1, 0))
+    holding = Holding(Chain([], 0, 1, 0))
     pool.take(1 << 50)
     pool.fill(holding, 1 << 20)
     pool.release(holding, 1 << 50)

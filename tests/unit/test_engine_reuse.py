@@ -207,7 +207,7 @@ def test_the_prompt_let_go_of_longest_ago_is_forgotten_first() -> None:
 
 
 def chain(*ids: int, private: int = 0) -> Chain:
-    return Chain(ids, len(ids), 1, private)
+    return Chain(list(ids), len(ids), 1, private)
 
 
 def held(pool: ReusePool, content: Chain, blocks: int, full: int) -> Holding:

@@ -63,10 +63,8 @@ def gpus() -> list[Row]:
 
 def engines() -> list[Row]:
     """One row per engine and scheduling policy."""
-    import importlib
-
     from plimsoll.catalog.engines import list_engines, load_engine
-    from plimsoll.engine.plugins import list_plugins
+    from plimsoll.engine.plugins import list_plugins, text_of
 
     deployable = {name: load_engine(name) for name in list_engines()}
     rows: list[Row] = [
@@ -79,8 +77,7 @@ def engines() -> list[Row]:
     ]
     for kind, package in (("policy", "plimsoll.engine.policies"), ("cluster", "plimsoll.engine.clusters")):
         for name in list_plugins(package):
-            module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
-            what = (module.__doc__ or "").strip().splitlines()[0]
+            what = text_of(package, name).strip().splitlines()[0]
             rows.append({"engine": name, "kind": kind, "what": what})
     return rows
 
@@ -169,13 +166,11 @@ def _engine(name: str) -> Row:
 
 def _scheduler(policy: str, changed: Mapping[str, Any] = MappingProxyType({})) -> Row:
     """A policy's settings and options with their defaults, its rules, and where they are from."""
-    import importlib
-
-    from plimsoll.engine.plugins import list_plugins, load_plugin, option_defaults
+    from plimsoll.engine.plugins import list_plugins, load_plugin, option_defaults, text_of
     from plimsoll.planner.own_defaults import own_defaults
 
     package = next(package for package in ENGINE_PACKAGES if policy in list_plugins(package))
-    text = importlib.import_module(f"{package}.{policy.replace('-', '_')}").__doc__ or ""
+    text = text_of(package, policy)
     own = {name: _in_words(value) for name, value in own_defaults(policy).items()}
     return {
         "options": {**option_defaults(load_plugin(package, policy, "engine")), **changed},
@@ -201,6 +196,8 @@ def _plain(value: Any) -> Any:
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item) for item in value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if hasattr(value, "tolist"):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from plimsoll import _ENGINE
 from plimsoll._version import __version__
 from plimsoll.cli import calibrate, capacity, catalog, plan, profile, simulate, study
 
@@ -21,7 +22,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"plimsoll {__version__}")
+        typer.echo(f"plimsoll {__version__} ({_ENGINE})")
         raise typer.Exit
 
 

@@ -15,9 +15,9 @@ at. Behind it only those who are not so late may fit.
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from heapq import heapify, heappop, merge
 from itertools import chain
 
 from plimsoll.engine.requests import KEY_BITS
@@ -29,8 +29,6 @@ TOKENS_BITS = KEY_BITS + 2
 """A place in the ranking: tokens, a bit for who comes behind the late ones with as many, one for who does not run, and
 the request. The smallest comes first; among equals those who run, since moving them would gain nothing."""
 
-Candidate = tuple[int, int, float]
-"""A request, its tokens, and how long its user will have waited by the next decision."""
 Early = tuple[float, int, int]
 """Of one who is not so late: less its gain, its number (with `OUTSIDE`, if it does not run), its tokens."""
 
@@ -69,24 +67,18 @@ class Ranking:
         if tokens is not None and (not self._fresh or self._fresh.pop(request, None) is None):
             del self._late[bisect_left(self._late, tokens << TOKENS_BITS | OUTSIDE | request)]
 
-    def share(self, running: list[Candidate], free: int, seats: int, horizon_s: float) -> tuple[list[int], list[int]]:
+    def share(
+        self, stay: list[int], early: list[Early], free: int, seats: int, horizon_s: float
+    ) -> tuple[list[int], list[int]]:
         """Who must give way, and who may run instead, both in any order.
 
         Args:
-            running: who runs and could be made to give way.
+            stay: who runs, is late and could be made to give way: places, below 0; used up.
+            early: the same of those who are not so late.
             free: blocks that are left if all of them stay; below 0 if not all can.
             seats: likewise.
             horizon_s: the next decision.
         """
-        interval_s = self.interval_s
-        stay = [tokens << TOKENS_BITS | request for request, tokens, waits_s in running if waits_s >= interval_s]
-        early: list[Early] = []
-        if len(stay) < len(running):
-            early = [
-                (_less_gain(waits_s, tokens), request, tokens)
-                for request, tokens, waits_s in running
-                if not waits_s >= interval_s  # nor is what is no number
-            ]
         if self._fresh:
             early += self._still_fresh(horizon_s)
         others: Iterable[int] = self._late
@@ -94,18 +86,19 @@ class Ranking:
         if early:
             early.sort()
             between = {self._place(one, rank): one for rank, one in enumerate(early) if one[0] < 0}
-            stay += [place for place, one in between.items() if one[1] < OUTSIDE]
+            stay += [-place for place, one in between.items() if one[1] < OUTSIDE]
             extra = sorted(place for place, one in between.items() if one[1] >= OUTSIDE)
             if extra:
-                others = heapq.merge(others, extra)
+                others = merge(others, extra)
             for minus_gain, number, tokens in early:
                 if minus_gain >= 0 and number < OUTSIDE:
                     free += tokens // self.size + 1
                     seats += 1
-        stay.sort()
+        heapify(stay)
         gone, taken, free, seats = self._border(stay, others, between, free, seats)
         if early:
-            settled = {between[place][1] for place in chain(stay, taken) if place in between} if between else set()
+            still = [-place for place in stay] + taken if between else []
+            settled = {between[place][1] for place in still if place in between}
             gone = [place for place in gone if place not in between]
             taken = [place for place in taken if place not in between]
             for _, number, tokens in early:
@@ -121,7 +114,10 @@ class Ranking:
     def _border(
         self, stay: list[int], others: Iterable[int], between: dict[int, Early], free: int, seats: int
     ) -> tuple[list[int], list[int], int, int]:
-        """Whose places lie behind the first who does not fit, of `stay`, and before, of `others`; and what is left."""
+        """Whose places lie behind the first who does not fit, of `stay`, and before, of `others`; and what is left.
+
+        `stay` is a heap of places below 0, so that the last of them comes first.
+        """
         size = self.size
         gone: list[int] = []
         taken: list[int] = []
@@ -132,8 +128,8 @@ class Ranking:
                 blocks = (between[place][2] if place in between else place >> TOKENS_BITS) // size + 1
                 free -= blocks
                 seats -= 1
-            while (free < 0 or seats < 0) and stay and stay[-1] > place:
-                last = stay.pop()
+            while (free < 0 or seats < 0) and stay and -stay[0] > place:
+                last = -heappop(stay)
                 free += (between[last][2] if last in between else last >> TOKENS_BITS) // size + 1
                 seats += 1
                 gone.append(last)
@@ -152,7 +148,7 @@ class Ranking:
                 del self._fresh[request]
                 insort(self._late, tokens << TOKENS_BITS | OUTSIDE | request)
             else:
-                early.append((_less_gain(waits_s, tokens), OUTSIDE | request, tokens))
+                early.append((less_gain(waits_s, tokens), OUTSIDE | request, tokens))
         return early
 
     def _place(self, one: Early, rank: int) -> int:
@@ -166,7 +162,7 @@ class Ranking:
         return tokens << TOKENS_BITS | (one[1] if interval_s / tokens == gain else BEHIND | rank)
 
 
-def _less_gain(waits_s: float, tokens: int) -> float:
+def less_gain(waits_s: float, tokens: int) -> float:
     """To sort by: no gain is 0; who has no target, not even an infinite one, comes last."""
     if waits_s > 0:
         return -(waits_s / tokens)

@@ -6,6 +6,7 @@ import heapq
 import math
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from plimsoll.core.columns import Floats
 from plimsoll.core.workload import Workload
@@ -13,6 +14,7 @@ from plimsoll.core.workload import Workload
 INFINITE = float("inf")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Arrivals:
     """What is to come of a workload.
 

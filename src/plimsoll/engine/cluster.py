@@ -11,7 +11,6 @@ replicas do share something, as prefill and decode pools do, an engine of ``engi
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -28,7 +27,7 @@ from plimsoll.engine.config import EngineConfig, Option
 from plimsoll.engine.fleets.counting import CountingFleet, TooPatientError
 from plimsoll.engine.fleets.fleet import Fleet
 from plimsoll.engine.fleets.following import FollowingFleet, followed
-from plimsoll.engine.fleets.outlook import can_be_counted
+from plimsoll.engine.fleets.late_outlook import can_be_counted
 from plimsoll.engine.frontend import as_sent, as_sent_to_server, delayed, served_one_by_one
 from plimsoll.engine.general.ranks import GeneralRankGroup
 from plimsoll.engine.general.replica import GeneralReplica
@@ -58,7 +57,8 @@ class Router(Protocol):
         counts_requests: optional; true where only `Fleet.loads`, `load` and `fewer` are looked at, which is faster.
         counts_tokens: optional; true where only `Fleet.least_pending` and `pending_tokens` are, which is faster.
 
-    A router that counts may have a method ``pick(loads)`` besides, which says the same from `Fleet.loads` alone.
+    A router that counts may have a method ``pick(loads)`` besides, which says the same from `Fleet.loads` alone, or a
+    true `takes_least_pending`, if it says what `Fleet.least_pending` does.
     """
 
     needs_state: bool
@@ -297,7 +297,7 @@ def _build_router(config: EngineConfig, workload: Workload, seed: int) -> Router
     """A router by its text: a name, and options after it."""
     name, *pairs = config.router.split(",")
     router_class = plugins.load_plugin(ROUTERS, name, "--router")
-    parameters = inspect.signature(router_class).parameters
+    parameters = plugins.parameters_of(router_class)
     given = {"config": config, "workload": workload, "seed": seed}
     values: dict[str, Any] = {key: value for key, value in given.items() if key in parameters}
     own = {key: p.default for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key not in given}
@@ -307,15 +307,18 @@ def _build_router(config: EngineConfig, workload: Workload, seed: int) -> Router
         if key not in own:
             raise InputError(f"option of router {name}", key, f"its options are: {', '.join(own) or 'none'}")
         values[key] = _option(f"option {key} of router {name}", text, own[key])
-    return cast(Router, router_class(**values))
+    with plugins.policy_named(name, "--router", "while its class was made"):
+        return cast(Router, router_class(**values))
 
 
 def _option(field: str, text: str, default: Option) -> Option:
     """A text as a value of its default's kind."""
     try:
-        return type(default)(text)
+        value = type(default)(text)
     except ValueError as error:
         raise InputError(field, text, f"give a value like {default!r}") from error
+    plugins.check_size(field, value)
+    return value
 
 
 def _accepted(workload: Workload, requests: Requests, kinds: Sequence[EngineConfig]) -> list[int]:

@@ -6,6 +6,7 @@ one line that names the file, the method and the line in it.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import importlib
@@ -14,17 +15,18 @@ import inspect
 import os
 import pkgutil
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from plimsoll.core.errors import InputError, PlimsollError, UnknownNameError
-from plimsoll.engine.general.plan import GeneralPlan, GeneralPolicy
-from plimsoll.engine.policy import StepPlan
+from plimsoll.engine.general.plan import GeneralPolicy
+from plimsoll.engine.users_own import is_ours, look_at_policy, look_at_router, place_in, said
 
 POLICIES = "plimsoll.engine.policies"
+LARGEST = 2**62
+"""What the engine calculates with: a larger whole number is no setting."""
 METHODS = {POLICIES: "plan(view)", "plimsoll.engine.routers": "choose(fleet, request, now_s)"}
 """What a class of each kind must have, whoever wrote it."""
 
@@ -40,6 +42,13 @@ def _listed(folders: tuple[str, ...], changed_ns: tuple[int, ...]) -> tuple[str,
     """What lies in the folders, read again when one of them changed: a search asks some thousand times."""
     del changed_ns
     return tuple(sorted(info.name.replace("_", "-") for info in pkgutil.iter_modules(folders)))
+
+
+def text_of(package: str, name: str) -> str:
+    """What a plug-in's file says of itself, from the file: a compiled module does not keep it."""
+    folder = importlib.import_module(package).__path__[0]
+    source = Path(folder, f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source), clean=False) or ""
 
 
 def load_plugin(package: str, name: str, field: str) -> type:
@@ -69,25 +78,9 @@ def _import_file(path: Path, field: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a user's file may fail in any way, and end in any way
-        place = _place(str(path), error)
-        raise InputError(field, str(path), f"importing it failed{place and f' {place}'}: {_said(error)}") from error
+        place = place_in(str(path), error)
+        raise InputError(field, str(path), f"importing it failed{place and f' {place}'}: {said(error)}") from error
     return module
-
-
-def _said(error: BaseException) -> str:
-    """An error in words; some have none of their own."""
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _place(path: str, error: BaseException) -> str:
-    """``in plan(), line 6``: the last frame of a traceback that lies in a file; empty if none does."""
-    file = Path(path).resolve()
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == file]
-    if not frames:
-        return ""
-    name = frames[-1].name
-    return f"in line {frames[-1].lineno}" if name == "<module>" else f"in {name}(), line {frames[-1].lineno}"
 
 
 @contextlib.contextmanager
@@ -112,83 +105,19 @@ def policy_named(
     except PlimsollError:
         raise
     except (Exception, SystemExit) as error:
-        place = _place(policy, error) or elsewhere
-        raise InputError(field, policy, f"it failed {place}: {_said(error)}") from error
+        place = place_in(policy, error) or elsewhere
+        raise InputError(field, policy, f"it failed {place}: {said(error)}") from error
 
 
 def _with_method(cls: type, package: str, name: str, field: str) -> type:
-    """A user's class, if it has the method of its kind; a policy's plans are looked at from then on."""
+    """A user's class, if it has the method of its kind; what its methods answer is looked at from then on."""
     signature = METHODS.get(package, "")
     method = getattr(cls, signature.partition("(")[0], None) if signature else None
     if signature and (not callable(method) or method is GeneralPolicy.plan):
         raise InputError(field, name, f"its class {cls.__name__} has no method {signature}")
-    if package == POLICIES and inspect.isfunction(method):
-        cls.plan = _looked_at(method, name, field)  # type: ignore[attr-defined]  # a class of this import alone
+    if signature and not is_ours(cls):
+        (look_at_policy if package == POLICIES else look_at_router)(cls, name, field)
     return cls
-
-
-def _looked_at(plan: Callable[..., Any], name: str, field: str) -> Callable[..., Any]:
-    """`plan`, with a refusal of what is no plan: the engine would fail on it later, in a place that tells nothing."""
-    where = f"plan(), line {plan.__code__.co_firstlineno},"
-
-    @functools.wraps(plan)
-    def looked_at(self: object, view: Any) -> Any:
-        answer = plan(self, view)
-        if not isinstance(answer, (GeneralPlan, StepPlan)):
-            kind = "GeneralPlan" if isinstance(self, GeneralPolicy) else "StepPlan"
-            raise InputError(field, name, f"{where} returned {answer!r:.60}; return a {kind}")
-        wrong = _wrong_in(answer, view)
-        if wrong:
-            raise InputError(field, name, f"{where} {wrong}")
-        return answer
-
-    return looked_at
-
-
-def _wrong_in(plan: StepPlan, view: Any) -> str:
-    """What the engine could not carry out of a plan, in words; empty if nothing."""
-    holds, chunks = plan.holds, plan.chunks
-    if type(holds) is not int or holds < 1:
-        return f"planned holds={holds!r:.40}; write a whole number (int) of steps, at least 1, or UNLIMITED"
-    if not isinstance(chunks, (list, tuple)) or not all(isinstance(c, (list, tuple)) and len(c) == 2 for c in chunks):
-        return f"planned the chunks {chunks!r:.60}; write a list of pairs (request, tokens)"
-    known, planned = len(view.requests), dict.fromkeys((request for request, _ in chunks), 0)
-    for request, tokens in chunks:
-        if type(request) is not int or not 0 <= request < known:
-            return f"planned request {request!r:.40}; there are those from 0 to {known - 1}"
-        if type(tokens) is not int or tokens < 1:
-            shown = f"{tokens!r:.40} tokens of request {request}"
-            return f"planned {shown}; plan at least 1" if type(tokens) is int else f"planned {shown}; write an int"
-        planned[request] += tokens
-        left = _left_of(request, plan, view)
-        if planned[request] > left:
-            return f"planned {planned[request]} tokens of request {request}; {left} are left of its prompt"
-    if chunks and holds > 1:
-        if len(chunks) > 1:
-            return f"planned {len(chunks)} chunks with holds={holds}; with several chunks a plan holds for 1 step"
-        most = (left - 1) // tokens
-        if holds > max(most, 1):
-            shown = f"{tokens} tokens of request {request} with holds={holds}"
-            return f"planned {shown}, of which none may end the prompt; write holds={max(most, 1)} at most"
-    for name in ("fill", "then_fill", "spare", "pad_prompt", "pass_tokens"):
-        value = getattr(plan, name, 0)  # some are of a GeneralPlan only
-        if type(value) is not int or value < 0:
-            return f"planned {name}={value!r:.40}; write a whole number (int), at least 0"
-    until_s = getattr(plan, "until_s", 0.0)
-    if until_s != until_s:
-        return "planned until_s=nan; write a time in seconds"
-    return ""
-
-
-def _left_of(request: int, plan: StepPlan, view: Any) -> int:
-    """Tokens of a request that a plan may have computed."""
-    target: int = view.requests.target[request]
-    if request in view.prefilling:
-        return target - int(view.prefilling[request])
-    if request in view.waiting:
-        return target
-    # Who gives way in this very plan computes its own tokens again too: how many is known when it has given way.
-    return int(view.requests.final[request]) if request in plan.preempt else 0
 
 
 def _class_in(module: ModuleType, stem: str, name: str, field: str) -> type:
@@ -216,8 +145,9 @@ def construct(cls: type, name: str, config: object, options: Mapping[str, object
             class that cannot be made.
     """
     check_options(cls, name, options)
+    defaults = option_defaults(cls)
     with policy_named(name, elsewhere="while its class was made"):
-        parameters = list(inspect.signature(cls).parameters.items())
+        parameters = list(parameters_of(cls).items())
         if not any(p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for _, p in parameters):
             raise InputError("--engine", name, f"{cls.__name__} takes no config; write def __init__(self, config)")
         needed = [
@@ -226,20 +156,36 @@ def construct(cls: type, name: str, config: object, options: Mapping[str, object
         if needed:
             remedy = f"__init__() takes a config; make {', '.join(needed)} an option, with a default, after a *"
             raise InputError("--engine", name, remedy)
-        return cls(config, **options)
+        return cls(config, **{key: _as_default(value, defaults.get(key)) for key, value in options.items()})
+
+
+def _as_default(value: object, default: object) -> object:
+    """An option that is a float as one, which a compiled class would make of it anyway."""
+    return float(value) if isinstance(default, float) and isinstance(value, int) else value
+
+
+def check_size(field: str, value: object) -> None:
+    """Whether an option, if it is a whole number, can be calculated with.
+
+    Raises:
+        InputError: it is too large.
+    """
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(field, value, f"give a whole number of at most {LARGEST}")
 
 
 def check_options(cls: type, name: str, options: Mapping[str, object]) -> None:
     """Whether a plug-in class has these options, with values of their kinds.
 
     Raises:
-        InputError: the first that it has not (lists those it has), or whose value is of another type.
+        InputError: the first that it has not (lists those it has), or whose value is of another type or too large.
     """
     known = option_defaults(cls)
     for key, value in options.items():
         if key not in known:
             listed = ", ".join(known) or "none"
             raise InputError(f"option of {name}", key, f"its options are: {listed}")
+        check_size(f"option {key} of {name}", value)
         default = known[key]
         plain_number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
         true_for_number = isinstance(value, bool) and not isinstance(default, bool)
@@ -251,5 +197,31 @@ def check_options(cls: type, name: str, options: Mapping[str, object]) -> None:
 
 def option_defaults(cls: type) -> dict[str, Any]:
     """A plug-in's own options by name, each with its default."""
-    parameters = inspect.signature(cls).parameters
-    return {key: p.default for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {key: p.default for key, p in parameters_of(cls).items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+@functools.lru_cache(maxsize=64)
+def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
+    """What a plug-in class is made with: by name, in order. Not to be changed: a cluster makes many of a class."""
+    texts = () if inspect.isfunction(cls.__init__) else cls.__mro__[:-1]  # type: ignore[misc]  # of the class itself
+    text = next(filter(None, (base.__text_signature__ for base in texts)), "")
+    return _parameters_in(text) if text else dict(inspect.signature(cls).parameters)
+
+
+def _parameters_in(text: str) -> dict[str, inspect.Parameter]:
+    """Those of a compiled class, which has them as a text: `inspect` would take many times as long to read it.
+
+    NOTE: where a float is among its options mypyc says that all parameters go by place, so defaults tell options.
+    """
+    (function,) = ast.parse(f"def __init__{text}: ...").body
+    assert isinstance(function, ast.FunctionDef)
+    given = function.args
+    placed = [*given.posonlyargs, *given.args]
+    defaults = [*[None] * (len(placed) - len(given.defaults)), *given.defaults, *given.kw_defaults]
+    parameters: dict[str, inspect.Parameter] = {}
+    for at, (argument, default) in enumerate(zip([*placed, *given.kwonlyargs], defaults, strict=True)):
+        by_name = default is not None or at >= len(placed)
+        kind = inspect.Parameter.KEYWORD_ONLY if by_name else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
+        parameters[argument.arg] = inspect.Parameter(argument.arg, kind, default=value)
+    return parameters

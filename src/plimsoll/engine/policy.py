@@ -27,16 +27,81 @@ A plan holds until an event: an arrival (if the plan says so), a finish, the end
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import operator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from mypy_extensions import mypyc_attr
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from plimsoll.engine.replicas.replica import Replica
 
 Chunk = tuple[int, int]
+COMPILED: Final = not __file__.endswith(".py")
+"""Then True would become 1 without a word: a plan looks itself. Else the plans of users are looked at afterwards."""
 UNLIMITED = (1 << 30) - 1
 """As many steps or tokens as there are; among the numbers that Python compares on its fast path."""
 
 
+@mypyc_attr(native_class=False)
+class WrongPlanError(TypeError):
+    """A plan that cannot be made of what it was given; says what to write instead."""
+
+
+def whole(value: Any) -> int | None:
+    """A whole number of Python's or of numpy's, as Python's; None for anything else, a bool too."""
+    if type(value) is int:
+        return value
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def seconds_of(value: Any) -> float | None:
+    """A number of Python's or of numpy's as a float; None for anything else, or one that is too large."""
+    try:
+        return None if isinstance(value, (str, bytes)) or value != value else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def wrong_setting(name: str, value: object) -> str:
+    """What is wrong with a number of a plan, in words; empty if nothing."""
+    if name == "until_s":
+        return f"planned until_s={value!r:.40}; write a time in seconds" if seconds_of(value) is None else ""
+    least = 1 if name == "holds" else 0
+    number = whole(value)
+    if number is not None and number >= least:
+        return ""
+    kind = "a whole number (int) of steps, at least 1, or UNLIMITED" if least else "a whole number (int), at least 0"
+    return f"planned {name}={value!r:.40}; write {kind}"
+
+
+def wrong_plan(chunks: object, numbers: dict[str, object]) -> WrongPlanError:
+    """Why a compiled plan could not take them: it has numbers and lists only, where Python would fail in use."""
+    for name, value in numbers.items():
+        wrong = wrong_setting(name, value)
+        if wrong:
+            return WrongPlanError(wrong)
+    return WrongPlanError(f"planned the chunks {chunks!r:.60}; write a list of pairs (request, tokens)")
+
+
+def plain_numbers(chunks: object, numbers: dict[str, Any]) -> dict[str, int]:
+    """Whole numbers as Python's.
+
+    Raises:
+        WrongPlanError: one of them is none.
+    """
+    found = {name: whole(value) for name, value in numbers.items()}
+    plain = {name: value for name, value in found.items() if value is not None}
+    if len(plain) < len(found):
+        raise wrong_plan(chunks, numbers)
+    return plain
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StepPlan:
     """What the next step works on. Made a million times, hence a plain class with slots.
 
@@ -59,21 +124,37 @@ class StepPlan:
 
     def __init__(
         self,
-        chunks: list[Chunk],
-        holds: int = 1,
-        wakes_on_arrival: bool = True,
-        preempt: tuple[int, ...] = (),
-        pause: tuple[int, ...] = (),
-        fill: int = 0,
-        then_fill: int = 0,
+        chunks: Any,  # list[Chunk]
+        holds: Any = 1,  # int, as are the others: users' policies are told which of them is none
+        wakes_on_arrival: Any = True,  # bool
+        preempt: Sequence[int] = (),
+        pause: Sequence[int] = (),
+        fill: Any = 0,
+        then_fill: Any = 0,
     ) -> None:
-        self.chunks = chunks
-        self.holds = holds
-        self.wakes_on_arrival = wakes_on_arrival
-        self.preempt = preempt
-        self.pause = pause
-        self.fill = fill
-        self.then_fill = then_fill
+        if COMPILED and (isinstance(holds, bool) or isinstance(fill, bool) or isinstance(then_fill, bool)):
+            raise wrong_plan(chunks, {"holds": holds, "fill": fill, "then_fill": then_fill})
+        try:
+            pairs: list[Chunk] = chunks if isinstance(chunks, list) else list(chunks)
+            steps: int = holds
+            filled: int = fill
+            then_filled: int = then_fill
+        except TypeError:  # perhaps numpy's
+            given = {"holds": holds, "fill": fill, "then_fill": then_fill}
+            numbers = plain_numbers(chunks, given)
+            if not isinstance(chunks, list):
+                try:
+                    chunks = list(chunks)
+                except TypeError as error:
+                    raise wrong_plan(chunks, given) from error
+            pairs, steps, filled, then_filled = chunks, numbers["holds"], numbers["fill"], numbers["then_fill"]
+        self.chunks = pairs
+        self.holds = steps
+        self.wakes_on_arrival = bool(wakes_on_arrival)
+        self.preempt: Sequence[int] = tuple(preempt)
+        self.pause: Sequence[int] = tuple(pause)
+        self.fill = filled
+        self.then_fill = then_filled
         self.interrupts = bool(preempt or pause)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 
 from plimsoll.catalog.accelerators import Accelerator
-from plimsoll.engine.plugins import list_plugins, load_plugin
+from plimsoll.engine.plugins import list_plugins, load_plugin, option_defaults
 from plimsoll.perf.memory import MemoryPlan
 
 POLICIES = "plimsoll.engine.policies"
@@ -39,7 +38,7 @@ def _swaps(policy: str) -> bool:
 
 
 def _has_option(policy: str) -> bool:
-    return OPTION in inspect.signature(load_plugin(POLICIES, policy, "--engine")).parameters
+    return OPTION in option_defaults(load_plugin(POLICIES, policy, "--engine"))
 
 
 _known_to_have_option = functools.cache(_has_option)

@@ -10,13 +10,15 @@ wrong is run again with a fleet that puts nothing off (`TooPatientError`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plimsoll.engine.fleets.fleet import Fleet, least_of
+from plimsoll.engine.fleets.fleet import Fleet
+from plimsoll.engine.fleets.late_outlook import outlook_of
 from plimsoll.engine.fleets.outlook import ANYBODY, Outlook
+from plimsoll.engine.fleets.smallest import least_of, place_of, soonest
 from plimsoll.engine.replicas.replica import INFINITE, Replica
 from plimsoll.engine.requests import Requests
 
@@ -38,32 +40,34 @@ class CountingFleet(Fleet):
 
     def __init__(self, replicas: Sequence[Replica], requests: Requests, until_s: float) -> None:
         super().__init__(replicas, requests)
-        self._outlooks = [Outlook(replica, until_s) for replica in replicas]
+        self._outlooks = [outlook_of(replica, until_s) for replica in replicas]
         self._next_s = [math.inf] * len(replicas)  # what is to come of each: an end, or that it is due
         self._least = [ANYBODY] * len(replicas)
         self._parts = self._next_s, self._due_s, self._loads, self._least, self._outlooks
 
-    def serve(self, router: Router, sent: Iterable[int], times: Iterable[float]) -> None:
+    def serve(self, router: Router, sent: list[int], times: list[float]) -> None:
         """Route arrivals, in order of time."""
         loads, least, output, next_s = self._loads, self._least, self._requests.output, self._next_s
-        queues = [(replica.sent.append, replica.sent_s.append) for replica in self.replicas]
+        replicas, outlooks = self.replicas, self._outlooks
         choose, pick = router.choose, getattr(router, "pick", None)
         is_least = pick is least_of  # a call of it would cost as much as what it does
         soon_s = math.inf
-        for request, now_s in zip(sent, times, strict=True):
+        for at, request in enumerate(sent):
+            now_s = times[at]
             if pick is None:
                 self.now_s = now_s
                 number = choose(self, request, now_s)
             else:
                 if soon_s <= now_s:
                     soon_s = self._catch_up_all(now_s)
-                number = loads.index(min(loads)) if is_least else pick(loads)
-            send, send_s = queues[number]
-            send(request)
-            send_s(now_s)
+                number = least_of(loads) if is_least else pick(loads)
+            replica = replicas[number]
+            replica.sent.append(request)
+            replica.sent_s.append(now_s)
             loads[number] += 1
-            if output[request] < least[number]:
-                self._hurry(number, self._outlooks[number].sent(now_s, output[request]))
+            tokens = output[request]
+            if tokens < least[number]:
+                self._hurry(number, outlooks[number].sent(now_s, tokens))
                 if next_s[number] < soon_s:
                     soon_s = next_s[number]
 
@@ -111,8 +115,8 @@ class CountingFleet(Fleet):
     def _catch_up_all(self, now_s: float) -> float:
         """Count who has ended; returns until when nobody does."""
         next_s, due_s, loads, least, outlooks = self._parts
-        while (time_s := min(next_s)) <= now_s:
-            number = next_s.index(time_s)
+        while (time_s := soonest(next_s)) <= now_s:
+            number = place_of(next_s, time_s)
             outlook = outlooks[number]
             ended = outlook.ended
             if ended:

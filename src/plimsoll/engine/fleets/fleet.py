@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from plimsoll.engine.general.radix import RadixReplica
 from plimsoll.engine.general.replica import GeneralReplica
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from plimsoll.engine.requests import Requests
 
 ONE_LANE = (PlannedReplica, CachingReplica, GeneralReplica, RadixReplica, ReuseReplica)
-"""Kinds of replicas that hold all who decode in one lane, and nobody who is over."""
+"""Kinds of replicas that hold all who decode in one lane, without stages, and nobody who is over."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Fleet(Sequence["Replica"]):
     """A sequence of replicas: whoever takes one out gets it as it is at `now_s`.
 
@@ -123,10 +125,10 @@ class Fleet(Sequence["Replica"]):
 
     # -- what the cluster does -------------------------------------------------------------------------------------
 
-    def serve(self, router: Router, sent: Iterable[int], times: Iterable[float]) -> None:
+    def serve(self, router: Router, sent: list[int], times: list[float]) -> None:
         """Route arrivals, in order of time."""
-        for request, now_s in zip(sent, times, strict=True):
-            self.now_s = now_s
+        for at, request in enumerate(sent):
+            self.now_s = now_s = times[at]
             self.send(router.choose(self, request, now_s), request)
 
     def send(self, number: int, request: int) -> None:
@@ -192,7 +194,7 @@ class Fleet(Sequence["Replica"]):
             return coming + sum(self._slow_pending(rank) for rank in replica.ranks)
         pending = sum(map(known.__getitem__, replica.sent[replica.num_arrived :]))
         pending += sum(map(known.__getitem__, replica.waiting))
-        if self._enough and type(replica) in ONE_LANE and not replica.lane.windows:
+        if self._enough and type(replica) in ONE_LANE and not replica.pipelined and not replica.lane.windows:
             return pending + sum(map(known.__getitem__, replica.seated)) - _all_in_place(replica)
         ahead = replica.steps_ahead(self.now_s) if isinstance(replica, LookaheadReplica) else 0
         return pending + sum(max(0, known[request] - _in_place(replica, request, ahead)) for request in replica.seated)
@@ -223,11 +225,6 @@ class Fleet(Sequence["Replica"]):
             if type(replica) in kinds and not replica.lane.windows and not replica.sent:
                 self._has_sums[number] = True
                 replica.lane.counted = known
-
-
-def least_of(loads: list[int]) -> int:
-    """The first of those that have the least."""
-    return loads.index(min(loads))
 
 
 def expected_tokens(workload: Workload, output: Sequence[int]) -> list[int]:

@@ -1,238 +1,24 @@
-"""Replicas behind a router that counts tokens still to come: their progress is foretold, or followed after the fact.
-
-What is left on a replica changes in every step, but by a known law. Of what each replica will do, this much is certain:
-
-    ahead       Steps that were run past the arrivals still to come, since these cannot change them
-                (`plimsoll.engine.fleets.outlook`): what each put in place is kept, and looked up by its beginning.
-    decoding    Nobody is prefilling, waits or is about to come: each step puts a token of everybody in place, and takes
-                longer than the last by the same amount. So the steps that begin before a time are the root of a
-                quadratic; nothing is run. Where the root is too close to a whole number to tell, the steps are run.
-
-A step's tokens count from its beginning, and an answer that ends in it is no longer expected.
-"""
+"""The fleet of replicas behind a router that counts tokens still to come (`plimsoll.engine.fleets.course`)."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from plimsoll.engine.fleets.course import Course
 from plimsoll.engine.fleets.fleet import Fleet, expected_tokens
-from plimsoll.engine.fleets.outlook import BELOW_ROUNDING, serves_in_turn
-from plimsoll.engine.policy import StepPlan
-from plimsoll.engine.replicas.replica import INFINITE, NOBODY, Replica
+from plimsoll.engine.fleets.late_course import LateCourse, can_be_followed_late
+from plimsoll.engine.fleets.outlook import serves_in_turn
+from plimsoll.engine.fleets.smallest import place_of, soonest
+from plimsoll.engine.replicas.late import LateReplica
+from plimsoll.engine.replicas.replica import INFINITE, Replica
 from plimsoll.engine.requests import Requests
 
 if TYPE_CHECKING:
     from plimsoll.engine.cluster import Router
-
-Stretch = tuple[float, float, int, int, int, int, int]
-"""``(begin_s, end_s, first step, steps, progress before, tokens a step, progress after)``."""
-
-
-class Course:
-    """One replica, what it has put in place and what it is certain to.
-
-    Args:
-        replica: whose it is; it `can_be_followed`.
-        more: for each request how many more tokens are expected than it will have; None: no request has any.
-        limit_s: no step begins then or later.
-
-    Attributes:
-        valid_s: up to then `progress` knows.
-        most: what it is at `now_s` at most is ``most + most_per_s * now_s``, up to `most_until_s`.
-    """
-
-    __slots__ = (
-        "_ahead", "_at", "_budget", "_curve_s", "_kept", "_now", "_parts", "_per_step", "_slack", "_step_s",
-        "most", "most_per_s", "most_until_s", "replica", "valid_s",
-    )  # fmt: skip
-
-    def __init__(self, replica: Replica, more: Sequence[int] | None, limit_s: float) -> None:
-        self.replica = replica
-        self._budget = replica.config.max_num_batched_tokens
-        self._now = self._per_step = 0
-        self._ahead: list[Stretch] = []
-        self._parts = (
-            replica, limit_s, replica.policy.plan, replica.lane, replica.running, replica.waiting, replica.prefilling,
-            self._ahead, more,
-        )  # fmt: skip
-        self._at = 0
-        self._kept: StepPlan | None = None
-        self._step_s = self._curve_s = self._slack = 0.0
-        self.most = self.most_per_s = 0.0
-        self.valid_s = self.most_until_s = INFINITE
-
-    def progress(self, now_s: float) -> int | None:
-        """Tokens put in place by `now_s`, with what was expected of those who ended; None where that has to be run."""
-        if now_s <= self.replica.now_s:
-            self.look(now_s)
-            return int(self.most)
-        if not self._per_step:
-            return self._now
-        past_s, step_s = now_s - self.replica.now_s, self._step_s
-        begun_frac = 2 * past_s / (step_s + math.sqrt(step_s * step_s + 2 * self._curve_s * past_s))
-        whole = int(begun_frac)
-        if self._slack < begun_frac - whole < 1 - self._slack:
-            return self._now + self._per_step * (whole + 1)
-        return None
-
-    def look(self, now_s: float) -> None:
-        """Say in `most` what there is at `now_s`, no later than `valid_s`, and until when it stays."""
-        ahead = self._ahead
-        while self._at < len(ahead):
-            begin_s, end_s, first, steps, before, tokens, after = ahead[self._at]
-            if now_s <= begin_s:
-                self.most, self.most_per_s, self.most_until_s = before, 0.0, begin_s
-                return
-            if now_s <= end_s:
-                ends, last = self.replica.lane.ends, first + steps - 1
-                step = bisect_left(ends, now_s, first, last)
-                self.most = before + tokens * (step - first + 1) if step < last else after
-                self.most_per_s, self.most_until_s = 0.0, ends[step]
-                return
-            self._at += 1
-        self.most, self.most_per_s, self.most_until_s = self._now, 0.0, self.valid_s
-        if self._per_step:
-            if now_s <= self.replica.now_s:
-                self.most_until_s = self.replica.now_s
-            else:
-                self.most_per_s = per_s = self._per_step / self._step_s
-                self.most += self._per_step * (1 + 1e-6) - per_s * self.replica.now_s + 1e-12 * per_s * self.valid_s
-
-    def turn(self, until_s: float) -> None:  # noqa: C901
-        """Run every step that begins before `until_s`, and what is certain beyond."""
-        replica, limit_s, plan_step, lane, running, waiting, prefilling, ahead, more = self._parts
-        ends = lane.ends
-        if replica.next_arrival_s == INFINITE and len(replica.sent) > replica.num_arrived:
-            replica.next_arrival_s = replica.sent_s[replica.num_arrived]
-        ahead.clear()
-        self._at = self._per_step = 0
-        kept, self._kept = self._kept, None  # it still holds, unless somebody has come
-        is_due = True  # if nobody has come, it was turned to because its next end is near, or cannot be told from it
-        while True:
-            now_s = replica.now_s
-            if replica.next_arrival_s <= now_s:
-                replica._take_arrivals()
-            certain = False
-            if waiting:
-                if now_s >= limit_s:
-                    break
-                plan = plan_step(replica)
-                left = len(waiting) - len(plan.chunks)
-                certain = left > 0 or (not left and plan.chunks[0][0] in prefilling)
-            elif prefilling:
-                if now_s >= limit_s:
-                    break
-                plan = kept or plan_step(replica)
-                certain = plan.fill > 0
-            elif running:
-                if not is_due and replica.next_arrival_s == INFINITE:
-                    self._foretell()
-                    if self.valid_s > until_s or now_s >= until_s:
-                        return
-                    self._per_step = 0
-                if now_s >= until_s:
-                    break
-                first, tokens = len(ends), lane.num
-                if tokens <= self._budget and replica._decode_all(until_s):
-                    is_due = False
-                    self._now += tokens * (len(ends) - first)
-                    if more is not None:
-                        self._now += sum([more[request] for request in replica.last_finished])
-                    continue
-                plan = plan_step(replica)
-            else:
-                if replica.next_arrival_s >= until_s:
-                    break
-                replica.now_s = replica.next_arrival_s
-                continue
-            if not certain and now_s >= until_s:
-                self._kept = None if waiting else plan
-                break
-            is_due, kept = False, None
-            self._carry_out(plan, certain, until_s)
-        self.valid_s = replica.now_s
-        if replica.now_s >= limit_s or not (running or waiting or replica.next_arrival_s < INFINITE):
-            self.valid_s = INFINITE
-        elif not (waiting or prefilling or replica.next_arrival_s < INFINITE):
-            self._foretell()
-
-    def _carry_out(self, plan: StepPlan, certain: bool, until_s: float) -> None:
-        """What `Replica.advance` does for a plan; if that is `certain`, also past `until_s`, and noted in `_ahead`."""
-        replica, limit_s, _, lane, _, _, prefilling, ahead, more = self._parts
-        horizon_s = limit_s if certain else until_s
-        replica.last_finished = NOBODY
-        begin_s, first, tokens, before = replica.now_s, len(lane.ends), lane.num, self._now
-        if plan.interrupts:
-            held = self._in_place()
-            replica._interrupted(plan, horizon_s)
-            final = replica.requests.final
-            tokens = self._in_place() - held + sum([final[request] for request in replica.last_finished])
-        elif plan.chunks:
-            for _, chunk in plan.chunks:
-                tokens += chunk
-            if plan.fill or plan.holds > 1:
-                replica._part_way_steps(plan, horizon_s, more is not None)
-            else:
-                replica._mixed_step(plan)
-                if plan.then_fill and plan.chunks[-1][0] in prefilling and more is None and replica.now_s < limit_s:
-                    self._now = after = before + tokens
-                    if certain and replica.now_s > until_s:
-                        ahead.append((begin_s, replica.now_s, first, 1, before, tokens, after))
-                    certain, begin_s, first, tokens, before = True, replica.now_s, first + 1, plan.then_fill, after
-                    self._fill(plan, limit_s)
-        elif lane.num:
-            replica._decode(plan, horizon_s)
-        else:
-            replica._empty_step(plan)
-        steps = len(lane.ends) - first
-        self._now = after = before + tokens * steps
-        if more is not None:
-            for request in replica.last_finished:
-                self._now = after = after + more[request]
-        if certain and steps and replica.now_s > until_s:
-            ahead.append((begin_s, replica.now_s, first, steps, before, tokens, after))
-
-    def _fill(self, plan: StepPlan, until_s: float) -> None:
-        """After a step that ended other prompts: more chunks of the last, which take what is left of each step."""
-        replica, request = self.replica, plan.chunks[-1][0]
-        left, chunk = replica.requests.target[request] - replica.prefilling[request], plan.then_fill - replica.lane.num
-        if 0 < chunk < left:
-            replica._run_chunks(request, chunk, (left - 1) // chunk, plan.then_fill, until_s, False)
-
-    def _foretell(self) -> None:
-        """Say when the coming steps begin, up to the one that brings somebody's last token."""
-        replica = self.replica
-        lane, begin_s = replica.lane, replica.now_s
-        num, read, grow = lane.num, lane.read, lane.grow
-        self.valid_s = begin_s
-        steps = lane.due - len(lane.ends) - 1
-        if steps < 0:  # that was of somebody who has been evicted
-            steps = lane.steps_to_finish() - 1
-        base_s, per_token_s, below = replica.model.decode_line(num, read)
-        if read + grow * steps >= below:
-            steps = (below - read - 1) // grow
-        if (
-            per_token_s < 0
-            or steps < 1
-            or (steps // lane.block_size + 1) * num > replica.free_blocks
-            or num > self._budget
-        ):
-            return
-        self._curve_s = curve_s = per_token_s * grow
-        self._step_s = step_s = base_s + per_token_s * read - 0.5 * curve_s
-        self._per_step = num
-        self.valid_s = end_s = begin_s + steps * (step_s + 0.5 * curve_s * steps) * BELOW_ROUNDING
-        self._slack = 1e-9 + 1e-15 * (steps + 4) * end_s / step_s
-
-    def _in_place(self) -> int:
-        """KV tokens in place when all steps are over that were run."""
-        lane = self.replica.lane
-        return lane.read // lane.full_weight - lane.num + sum(self.replica.prefilling.values())
 
 
 class FollowingFleet(Fleet):
@@ -244,36 +30,44 @@ class FollowingFleet(Fleet):
         until_s: no step begins then or later.
     """
 
-    def __init__(self, replicas: Sequence[Replica], requests: Requests, known: Sequence[int], until_s: float) -> None:
+    def __init__(self, replicas: Sequence[Replica], requests: Requests, known: list[int], until_s: float) -> None:
         super().__init__(replicas, requests)
         self._tokens = known
-        more = [expected - final for expected, final in zip(known, requests.final, strict=True)]
-        self._courses = [Course(replica, more if any(more) else None, until_s) for replica in replicas]
+        more: list[int] | None = None
+        if known is not requests.final:
+            more = [expected - final for expected, final in zip(known, requests.final, strict=True)]
+        self._courses: list[Course] = [
+            LateCourse(replica, until_s)
+            if isinstance(replica, LateReplica)
+            else Course(replica, more if more and any(more) else None, until_s)
+            for replica in replicas
+        ]
         self._valid_s = [INFINITE] * len(replicas)  # as of their courses, and so are these: what is left at least,
         self._fewest = [0.0] * len(replicas)
         self._fewer_per_s = [0.0] * len(replicas)  # how much fewer from second to second,
         self._num_falling = 0  # of how many replicas it does,
         self._until_s = [INFINITE] * len(replicas)  # and how long that is true
 
-    def serve(self, router: Router, sent: Iterable[int], times: Iterable[float]) -> None:
+    def serve(self, router: Router, sent: list[int], times: list[float]) -> None:
         """Route arrivals, in order of time."""
-        choose, known = router.choose, self._tokens
+        choose, known, takes_least = router.choose, self._tokens, getattr(router, "takes_least_pending", False)
         valid_s, until_s, fewest, sent_tokens = self._valid_s, self._until_s, self._fewest, self._sent_tokens
-        queues = [(one, one.sent.append, one.sent_s.append) for one in self.replicas]
-        for request, now_s in zip(sent, times, strict=True):
-            self.now_s = now_s
-            number = choose(self, request, now_s)
-            replica, send, send_s = queues[number]
-            send(request)
-            send_s(now_s)
+        replicas, courses = self.replicas, self._courses
+        for at, request in enumerate(sent):
+            self.now_s = now_s = times[at]
+            number = self.least_pending() if takes_least else choose(self, request, now_s)
+            replica = replicas[number]
+            replica.sent.append(request)
+            replica.sent_s.append(now_s)
             tokens = known[request]
             sent_tokens[number] += tokens
             fewest[number] += tokens
-            seen_s = replica.now_s  # whoever is sent here is seen after the step under way
+            course = courses[number]
+            seen_s = course.ran_s  # whoever is sent here is seen after the step under way
             if seen_s < now_s:
                 seen_s = now_s
             if seen_s < valid_s[number]:
-                valid_s[number] = self._courses[number].valid_s = seen_s
+                valid_s[number] = course.valid_s = seen_s
                 if seen_s < until_s[number]:
                     until_s[number] = seen_s
 
@@ -285,18 +79,23 @@ class FollowingFleet(Fleet):
     def least_pending(self) -> int:
         """The replica with the fewest of them; of several the first."""
         now_s = self.now_s
-        if min(self._until_s) < now_s:
+        if soonest(self._until_s) < now_s:
             self._follow()
         lows = self._fewest
-        if self._num_falling:
-            lows = [fewest - per_s * now_s for fewest, per_s in zip(lows, self._fewer_per_s, strict=True)]
-        low = min(lows)
-        chosen = lows.index(low)
-        if not self._fewer_per_s[chosen]:
+        if not self._num_falling:
+            return place_of(lows, soonest(lows))
+        per_s = self._fewer_per_s
+        chosen, lowest = 0, lows[0] - per_s[0] * now_s
+        for number in range(1, len(lows)):
+            low = lows[number] - per_s[number] * now_s
+            if low < lowest:
+                chosen, lowest = number, low
+        if not per_s[chosen]:
             return chosen
-        least = self._pending(chosen)
-        for number, low in enumerate(lows):
-            if low <= least and number != chosen:
+        first, least = chosen, self._pending(chosen)
+        for number in range(len(lows)):
+            low = lows[number] - per_s[number] * now_s
+            if low <= least and number != first:
                 tokens = self._pending(number)
                 if tokens < least or (tokens == least and number < chosen):
                     chosen, least = number, tokens
@@ -343,9 +142,20 @@ class FollowingFleet(Fleet):
 def followed(replicas: Sequence[Replica], requests: Requests) -> list[int] | None:
     """The expected tokens of all requests, if replicas like these may be followed; else None.
 
-    Sums are kept, so nobody may outlive what was expected of them.
+    Sums are kept, so nobody may outlive what was expected of them, or linger with more than they had.
     """
-    if not all(serves_in_turn(one) and one.observer is None and not one.lane.windows for one in replicas):
-        return None
-    known = expected_tokens(requests.workload, requests.output)
+    late = 0
+    for one in replicas:
+        if one.observer is not None or one.lane.windows:
+            return None
+        if can_be_followed_late(one):
+            late += 1
+        elif not serves_in_turn(one):
+            return None
+    workload = requests.workload
+    if workload.predicted_output_tokens is None and workload.max_output_tokens is None:
+        return requests.final
+    known = expected_tokens(workload, requests.output)
+    if late:
+        return requests.final if known == requests.final else None
     return known if all(map(int.__ge__, known, requests.final)) else None

@@ -188,11 +188,6 @@ class Outlook:
         return self.bound_s
 
 
-def can_be_counted(replica: Replica) -> bool:
-    """Whether a replica like this one may be put off: one lane, whose steps bring a token to whoever decodes."""
-    return type(replica).advance is Replica.advance and replica.observer is None and len(replica.lanes) == 1
-
-
 def serves_in_turn(replica: Replica) -> bool:
     """Whether it may run ahead: plans change nothing, and nobody keeps a log of who waits."""
     return type(replica) is Replica and replica.log is None and getattr(replica.policy, "in_turn", False)

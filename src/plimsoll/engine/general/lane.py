@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Any
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.step import AttentionLayers
 from plimsoll.engine.replicas.lane import NOT_DUE, REQUEST_OF_KEY, Lane
 from plimsoll.engine.requests import KEY_BITS, Requests
@@ -101,6 +103,7 @@ class FixedLane(Lane):
         return self.requests.final[request] - self.remaining(request)
 
 
+@mypyc_attr(native_class=False)  # as what it is derived from
 class SortedQueue(list[int]):
     """A queue of requests in the order of a key, ties by request number. Has what a deque has, as far as used."""
 
@@ -116,7 +119,9 @@ class SortedQueue(list[int]):
         self.items.insert(place, item)
         self.insert(place, request)
 
-    appendleft = append
+    def appendleft(self, request: int) -> None:
+        """Put `request` where its key belongs."""
+        self.append(request)
 
     def extend(self, requests: Iterable[int]) -> None:
         """Put several where they belong."""
@@ -129,6 +134,7 @@ class SortedQueue(list[int]):
         del self.items[place], self[place]
 
 
+@mypyc_attr(native_class=False)
 class NumberQueue(list[int]):
     """The same for keys that are whole numbers, several times faster: one number stands for key and request."""
 
@@ -144,7 +150,9 @@ class NumberQueue(list[int]):
         self.items.insert(place, item)
         self.insert(place, request)
 
-    appendleft = append
+    def appendleft(self, request: int) -> None:
+        """Put `request` where its key belongs."""
+        self.append(request)
 
     def extend(self, requests: Iterable[int]) -> None:
         """Put several where they belong."""

@@ -16,162 +16,136 @@ NOTE: who must give way is looked for in the group that is planned, since the ot
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
-from plimsoll.core.step import StepModel
-from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.general.lane import FixedLane
-from plimsoll.engine.general.plan import GeneralPlan
-from plimsoll.engine.general.replica import GeneralReplica
-from plimsoll.engine.policy import Policy
 from plimsoll.engine.replicas.lane import Lane
-from plimsoll.engine.replicas.longest import lane_for
-from plimsoll.engine.replicas.replica import NOBODY, SHORT_OF_BLOCKS, Observer
-from plimsoll.engine.requests import Requests
+from plimsoll.engine.replicas.replica import NOBODY, SHORT_OF_BLOCKS
+
+if TYPE_CHECKING:
+    from plimsoll.engine.general.plan import GeneralPlan
+    from plimsoll.engine.general.replica import GeneralReplica
 
 Flight = tuple[float, int, bool, list[int]]
 """End, group, whether its decodes ran along, and whose prompts it completes."""
 
 
-class GeneralPipeline(GeneralReplica):
-    """The queues and blocks of a `GeneralReplica`, with a decode set for each batch in flight."""
+class Stages:
+    """The pipeline of a `GeneralReplica`, which has the queue and the blocks: a decode set for each batch in flight.
 
-    def __init__(
-        self,
-        requests: Requests,
-        config: EngineConfig,
-        model: StepModel,
-        policy: Policy,
-        number: int = 0,
-        observer: Observer | None = None,
-    ) -> None:
-        stages = model.num_stages
-        self.members: list[dict[int, None]] = [{} for _ in range(stages)]
-        super().__init__(requests, config, model, policy, number, observer)
-        self.seated = {}
-        size, layers = config.block_size, self.layers
-        kind = FixedLane if self.rules.memory == "fixed" else lane_for(model)
-        self.decode_lanes: list[Lane] = [kind(requests, 2 * k, size, layers) for k in range(stages)]
-        self.prompt_lanes = [Lane(requests, 2 * k + 1, size, layers) for k in range(stages)]
-        self.lanes = [lane for pair in zip(self.decode_lanes, self.prompt_lanes, strict=True) for lane in pair]
+    Attributes:
+        members: who runs, by group. The replica's `running` are those of the group that is in it.
+        decode_lanes, prompt_lanes: lanes by group.
+        free_s: when each stage is free.
+        in_flight: batches, the oldest first.
+        index: the group that is in the replica.
+    """
+
+    def __init__(self, replica: GeneralReplica, count: int) -> None:
+        requests, size, layers = replica.requests, replica.block_size, replica.layers
+        self.replica = replica
+        self.members: list[dict[int, None]] = [{} for _ in range(count)]
+        kind = type(replica.lane)
+        self.decode_lanes = [kind(requests, 2 * k, size, layers) for k in range(count)]
         for lane in self.decode_lanes:
             if isinstance(lane, FixedLane):
-                lane.reserved = self.fixed.reserved
-        self.stage_free_s = [0.0] * stages
+                lane.reserved = replica.fixed.reserved
+        self.prompt_lanes = [Lane(requests, 2 * k + 1, size, layers) for k in range(count)]
+        self.free_s = [0.0] * count
         self.in_flight: deque[Flight] = deque()
         self.index = -1
-        self._enter(0)
 
-    def _enter(self, index: int) -> None:
+    def enter(self, index: int) -> None:
         """Make a group the one that the policy sees, and let part-way prefills move into it."""
-        if self.prefilling:
+        replica = self.replica
+        if replica.prefilling:
             for group in self.members:
-                for request in self.prefilling:
+                for request in replica.prefilling:
                     group.pop(request, None)
-            self.members[index].update(dict.fromkeys(self.prefilling))
+            self.members[index].update(dict.fromkeys(replica.prefilling))
         if index == self.index:
             return
         self.index = index
-        self.lane, self.prompt_lane = self.decode_lanes[index], self.prompt_lanes[index]
-        if isinstance(self.lane, FixedLane):
-            self.fixed = self.lane
-        self.running = self.members[index]
-        self.rules.entered(index)
+        replica.lane, replica.prompt_lane = self.decode_lanes[index], self.prompt_lanes[index]
+        lane = replica.lane
+        if isinstance(lane, FixedLane):
+            replica.fixed = lane
+        replica.running = self.members[index]
+        replica.rules.entered(index)
 
-    def next_step_s(self) -> float:
-        """Start of the next step, if nobody else arrives; infinite when there is nothing to do."""
-        if self.seated or self.waiting:
-            return self.now_s
-        return max(self.now_s, self.next_arrival_s)
-
-    def advance(self, until_s: float, stop_at_finish: bool = False) -> None:
+    def advance(self, until_s: float, stop_at_finish: bool) -> None:
         """Schedule batches and take their results, as long as that happens before `until_s`."""
+        replica = self.replica
         while True:
-            if self.next_arrival_s <= self.now_s:
-                self._take_arrivals()
-            if not self.seated and not self.waiting:
-                if self.next_arrival_s >= until_s:
+            if replica.next_arrival_s <= replica.now_s:
+                replica._take_arrivals()
+            if not replica.seated and not replica.waiting:
+                if replica.next_arrival_s >= until_s:
                     return
-                self.now_s = self.next_arrival_s
+                replica.now_s = replica.next_arrival_s
                 continue
-            if self.now_s >= until_s:
+            if replica.now_s >= until_s:
                 return
-            self.last_finished = NOBODY
+            replica.last_finished = NOBODY
             if len(self.in_flight) == len(self.members) or not self._schedule():
                 self._take_oldest()
-            if self.log is not None:
-                self._write_log()
-            if stop_at_finish and self.last_finished:
+            if replica.log is not None:
+                replica._write_log()
+            if stop_at_finish and replica.last_finished:
                 return
 
     def _schedule(self) -> bool:
         """Launch one batch; False when nothing can be scheduled."""
+        replica = self.replica
         busy = {flight[1] for flight in self.in_flight}
         free = [index for index in range(len(self.members)) if index not in busy]
-        self._enter(max(free, key=lambda index: self.decode_lanes[index].num))
-        plan = self.rules.plan(self)
-        self.preempted = plan.preempt
+        self.enter(max(free, key=lambda index: self.decode_lanes[index].num))
+        plan = replica.rules.plan(replica)
+        replica.preempted = plan.preempt
         for eviction in plan.evict:
-            self.evict(eviction)
-        lane, together = self.lane, plan.decode or not self.lane.num
+            replica.evict(eviction)
+        lane, together = replica.lane, plan.decode or not replica.lane.num
         if not plan.chunks and not (lane.num and plan.decode):
             return bool(plan.preempt) and self._send(0.0, False, [], plan)
         if not plan.chunks:
-            self._serve_decodes()
-            return self._send(self.step_s(0, 0, 0, 0, 0, lane.num, lane.read), True, [], plan)
-        folded = None if self.plain_attention else self._fold(plan.chunks)
-        tokens, pairs, read, complete = self._place(plan.chunks, together)
+            replica._serve_decodes()
+            return self._send(replica.step_s(0, 0, 0, 0, 0, lane.num, lane.read), True, [], plan)
+        folded = None if replica.plain_attention else replica._fold(plan.chunks)
+        tokens, pairs, read, complete = replica._place(plan.chunks, together)
         if folded is not None:
             pairs, read = folded
         decodes = (lane.num, lane.read) if together else (0, 0)
-        seconds = self.step_s(tokens, len(plan.chunks), pairs, read, len(complete), *decodes)
+        seconds = replica.step_s(tokens, len(plan.chunks), pairs, read, len(complete), *decodes)
         return self._send(seconds, together, complete, plan)
-
-    def _serve_decodes(self) -> None:
-        """Take the blocks that the next step of the group's decodes needs."""
-        self.free_blocks -= self.lane.hist[-len(self.lane.ends) % self.block_size]
 
     def _send(self, seconds: float, together: bool, complete: list[int], plan: GeneralPlan) -> bool:
         """Put a batch of so many seconds a stage on its way; its tokens come later."""
-        if self.free_blocks < 0:
+        replica = self.replica
+        if replica.free_blocks < 0:
             raise AssertionError(SHORT_OF_BLOCKS)
-        if self.observer is not None:
-            self.observer.scheduled(self, plan, self.now_s)
-        begin_s = self.now_s
+        if replica.observer is not None:
+            replica.observer.scheduled(replica, plan, replica.now_s)
+        begin_s = replica.now_s
         if seconds:
-            for stage, free_s in enumerate(self.stage_free_s):
-                begin_s = self.stage_free_s[stage] = max(begin_s, free_s) + seconds
+            for stage, free_s in enumerate(self.free_s):
+                begin_s = self.free_s[stage] = max(begin_s, free_s) + seconds
         else:
-            begin_s += self.step_s(0, 0, 0, 0, 0, 0, 0)  # the scheduler has run for nothing
+            begin_s += replica.step_s(0, 0, 0, 0, 0, 0, 0)  # the scheduler has run for nothing
         self.in_flight.append((begin_s, self.index, together, complete))
-        self.preempted = ()
+        replica.preempted = ()
         return True
 
     def _take_oldest(self) -> None:
         """Wait for the oldest batch and hand its tokens out."""
+        replica = self.replica
         end_s, index, together, complete = self.in_flight.popleft()
-        self.now_s = max(self.now_s, end_s)
-        self._enter(index)
+        replica.now_s = max(replica.now_s, end_s)
+        self.enter(index)
         if together:
-            self._hand_out(end_s, complete)
+            replica._hand_out(end_s, complete)
         elif complete:
-            self._hand_out_first(end_s, complete)
+            replica._hand_out_first(end_s, complete)
         else:
-            self.prompt_lane.ends.append(end_s)
-        if self.observer is not None:
-            self.observer.stepped(self, list(self.last_finished), self.now_s)
-
-    # -- the life of a request -------------------------------------------------------------------------------------
-
-    def _admit(self, request: int) -> None:
-        super()._admit(request)
-        self.seated[request] = None
-
-    def _leave(self, finished: list[int]) -> None:
-        super()._leave(finished)
-        for request in finished:
-            del self.seated[request]
-
-    def evict(self, eviction: tuple[int, str, str]) -> None:
-        """As in `GeneralState`."""
-        super().evict(eviction)
-        del self.seated[eviction[0]]
+            replica.prompt_lane.ends.append(end_s)
+        if replica.observer is not None:
+            replica.observer.stepped(replica, list(replica.last_finished), replica.now_s)

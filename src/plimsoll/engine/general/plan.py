@@ -33,8 +33,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
-from plimsoll.engine.policy import UNLIMITED, Chunk, StepPlan
+from plimsoll.engine.policy import COMPILED, UNLIMITED, Chunk, StepPlan, plain_numbers, seconds_of, wrong_plan
 
 if TYPE_CHECKING:
     from collections import deque
@@ -54,6 +55,7 @@ Eviction = tuple[int, str, str]
 """Request, ``recompute`` or ``swap``, and ``front``, ``back`` or ``own``: a place before later arrivals, or by key."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class GeneralPlan(StepPlan):
     """What the next step works on.
 
@@ -84,37 +86,57 @@ class GeneralPlan(StepPlan):
 
     def __init__(
         self,
-        chunks: list[Chunk] | None = None,
+        chunks: Any = None,  # list[Chunk] | None
         *,
-        decode: bool = True,
-        holds: int = 1,
-        wakes_on_arrival: bool = True,
-        evict: tuple[Eviction, ...] = (),
-        swap_in: tuple[int, ...] = (),
-        pause: tuple[int, ...] = (),
-        fill: int = 0,
-        until_s: float = INFINITE,
-        spare: int = 0,
-        pad_prompt: int = 0,
-        pass_tokens: int = 0,
-        evicted: tuple[int, ...] = (),
-        all_wait: bool = False,
+        decode: Any = True,  # bool
+        holds: Any = 1,  # int; those without a type are checked in the body: users are told which of them is wrong
+        wakes_on_arrival: Any = True,  # bool
+        evict: Any = (),  # Sequence[Eviction]
+        swap_in: Sequence[int] = (),
+        pause: Sequence[int] = (),
+        fill: Any = 0,  # int
+        until_s: Any = INFINITE,  # float
+        spare: Any = 0,  # int
+        pad_prompt: Any = 0,  # int
+        pass_tokens: Any = 0,  # int
+        evicted: Sequence[int] = (),
+        all_wait: Any = False,  # bool
     ) -> None:
-        preempt = evicted + tuple(request for request, _, _ in evict)
+        preempt = (*evicted, *[request for request, _, _ in evict])
         super().__init__([] if chunks is None else chunks, holds, wakes_on_arrival, preempt, pause, fill)
-        self.decode = decode
-        self.evict = evict
-        self.swap_in = swap_in
-        self.until_s = until_s
-        self.spare = spare
-        self.pad_prompt = pad_prompt
-        self.pass_tokens = pass_tokens
-        self.all_wait = all_wait
+        if COMPILED and (isinstance(spare, bool) or isinstance(pad_prompt, bool) or isinstance(pass_tokens, bool)):
+            raise wrong_plan(chunks, {"spare": spare, "pad_prompt": pad_prompt, "pass_tokens": pass_tokens})
+        try:
+            again_s: float = until_s
+            spared: int = spare
+            padded: int = pad_prompt
+            a_pass: int = pass_tokens
+        except (TypeError, OverflowError) as error:  # perhaps numpy's
+            seconds = seconds_of(until_s)
+            if seconds is None:
+                raise wrong_plan(chunks, {"until_s": until_s}) from error
+            numbers = plain_numbers(chunks, {"spare": spare, "pad_prompt": pad_prompt, "pass_tokens": pass_tokens})
+            again_s, spared, padded = seconds, numbers["spare"], numbers["pad_prompt"]
+            a_pass = numbers["pass_tokens"]
+        self.decode = bool(decode)
+        self.evict: tuple[Eviction, ...] = tuple(evict)
+        self.swap_in = tuple(swap_in)
+        self.until_s = again_s
+        self.spare = spared
+        self.pad_prompt = padded
+        self.pass_tokens = a_pass
+        self.all_wait = bool(all_wait)
         self.then_once = False
         self.wakes_within = -1
         self.unusual = bool(preempt or swap_in or pause)
 
 
+def setting(policy: Any, name: str) -> Any:
+    """An attribute of a policy: of the object or of its class, which a compiled one would not look at."""
+    return getattr(policy, name)
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class GeneralPolicy:
     """Base of the policies of the general kernel: the defaults of everything but `plan`.
 
@@ -140,10 +162,10 @@ class GeneralPolicy:
     pads_rows = False
     returns_together = False
     swap_block_s = 0.0
-    keyed = False
-    numbered = False
-    pipelined = False
-    steps_together = False
+    keyed: ClassVar[bool] = False
+    numbered: ClassVar[bool] = False
+    pipelined: ClassVar[bool] = False
+    steps_together: ClassVar[bool] = False
     own_settings: ClassVar[Mapping[str, float | str | tuple[str, int]]] = {}
 
     def plan(self, view: GeneralState, /) -> GeneralPlan:
@@ -163,7 +185,7 @@ class GeneralPolicy:
 
         Only those whose whole sequence fits into memory count; the rest is rejected anyway.
         """
-        if self.memory != "fixed":
+        if setting(self, "memory") != "fixed":
             return np.ones(len(requests), dtype=np.bool_)
         tokens = np.array([self.reserve(requests, i) for i in range(len(requests))])
         return np.asarray(-(-tokens // config.block_size) <= config.num_blocks)
@@ -194,8 +216,6 @@ class GeneralPolicy:
         self, requests: Requests, config: EngineConfig, model: StepModel, number: int, observer: Observer | None, /
     ) -> Replica:
         """The replica that runs this policy."""
-        from plimsoll.engine.general.pipeline import GeneralPipeline
         from plimsoll.engine.general.replica import GeneralReplica
 
-        kind = GeneralPipeline if model.num_stages > 1 and self.pipelined else GeneralReplica
-        return kind(requests, config, model, cast("Policy", self), number, observer)
+        return GeneralReplica(requests, config, model, cast("Policy", self), number, observer)

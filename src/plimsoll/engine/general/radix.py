@@ -20,7 +20,6 @@ from collections.abc import Collection
 
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.general.pipeline import GeneralPipeline
 from plimsoll.engine.general.plan import GeneralPlan
 from plimsoll.engine.general.replica import GeneralReplica
 from plimsoll.engine.policy import Chunk, Policy
@@ -161,7 +160,15 @@ class RadixReplica(GeneralReplica):
             self.free_blocks += need
             self.make_room(lane.num)
             self.free_blocks -= need
+        if self.pipelined:  # what the next batch may go on with can be found at once
+            for request, tokens in self.prefilling.items():
+                self._keep(request, tokens)
         return placed
+
+    def _serve_decodes(self) -> None:
+        """Evict what the decodes lack, and let them take their blocks."""
+        self.make_room(self.lane.num)
+        super()._serve_decodes()
 
     def _hand_out(self, end_s: float, complete: list[int]) -> None:
         """The end of a step in which everybody worked: prompts go into the tree first, in their order."""
@@ -236,19 +243,3 @@ class RadixReplica(GeneralReplica):
             if request not in gone:
                 self._let_go(request)
         self._leave(taken)
-
-
-class RadixPipeline(GeneralPipeline, RadixReplica):
-    """The same with pipeline stages: one tree for all batches in flight."""
-
-    def _place(self, chunks: list[Chunk], together: bool) -> tuple[int, int, int, list[int]]:
-        """As with one stage; what the next batch may go on with can be found at once."""
-        placed = super()._place(chunks, together)
-        for request, tokens in self.prefilling.items():
-            self._keep(request, tokens)
-        return placed
-
-    def _serve_decodes(self) -> None:
-        """Evict what the group's decodes lack, and let them take their blocks."""
-        self.make_room(self.lane.num)
-        super()._serve_decodes()

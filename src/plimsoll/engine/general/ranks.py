@@ -30,8 +30,6 @@ Plans = list[GeneralPlan | None]
 class GeneralRankGroup(RankGroup):
     """Ranks that are a `GeneralReplica` each."""
 
-    ranks: Sequence[GeneralReplica]
-
     def __init__(
         self,
         requests: Requests,
@@ -42,7 +40,8 @@ class GeneralRankGroup(RankGroup):
         observer: Observer | None,
     ) -> None:
         super().__init__(requests, config, model, policies, number, observer)
-        self.lanes = [lane for rank in self.ranks for lane in rank.lanes]
+        self._mine = cast("list[GeneralReplica]", self.ranks)
+        self.lanes = [lane for rank in self._mine for lane in rank.lanes]
         self.rules = cast(GeneralPolicy, policies[0])
         self._last_end_s = 0.0
 
@@ -55,7 +54,7 @@ class GeneralRankGroup(RankGroup):
 
     def _spread(self) -> None:
         """Give what has arrived to the ranks."""
-        self.rules.deal(self.ranks, self.waiting)
+        self.rules.deal(self._mine, self.waiting)
 
     def _write_group_log(self, log: tuple[array[float], array[int], array[int], array[int]]) -> None:
         super()._write_group_log(log)
@@ -83,17 +82,17 @@ class GeneralRankGroup(RankGroup):
 
     def _has_work(self, plans: Plans) -> bool:
         """Whether any plan has chunks, or decodes."""
-        told = zip(self.ranks, plans, strict=True)
+        told = zip(self._mine, plans, strict=True)
         return any(plan is not None and (plan.chunks or (plan.decode and rank.lane.num)) for rank, plan in told)
 
     def _tell_idle(self) -> None:
-        for rank in self.ranks:
+        for rank in self._mine:
             rank.rules.idled()
 
     def _plans(self) -> Plans:
         """What each rank's policy wants; None of a rank that nobody has been sent to."""
         plans: Plans = []
-        for rank in self.ranks:
+        for rank in self._mine:
             rank.now_s, rank.last_finished = self.now_s, NOBODY
             if not rank.seated and not rank.waiting:
                 plans.append(None)
@@ -107,7 +106,7 @@ class GeneralRankGroup(RankGroup):
     def _steps_of(self, plans: Plans) -> int:
         """How long all plans hold, if they let everybody decode, and nothing else."""
         steps = []
-        for rank, plan in zip(self.ranks, plans, strict=True):
+        for rank, plan in zip(self._mine, plans, strict=True):
             if plan is None:
                 continue
             if plan.chunks or plan.unusual or rank.outgrown or not (plan.decode and rank.lane.num):
@@ -121,7 +120,7 @@ class GeneralRankGroup(RankGroup):
         soon_s = math.nextafter(planned_s, math.inf)
         asked, grown = [], []
         finished: list[int] = []
-        for rank, notes, plan in zip(self.ranks, self._notes, plans, strict=True):
+        for rank, notes, plan in zip(self._mine, self._notes, plans, strict=True):
             notes.counts = NOTHING
             before = [(lane, len(lane.ends)) for lane in (rank.lane, rank.prompt_lane)]
             if plan is not None and (plan.chunks or (plan.decode and rank.lane.num)):

@@ -11,30 +11,60 @@ What happens at one instant is ordered as in `plimsoll.engine.replicas.replica`:
 
 from __future__ import annotations
 
+from plimsoll.core.step import StepModel
+from plimsoll.engine.config import EngineConfig
+from plimsoll.engine.general.pipeline import Stages
 from plimsoll.engine.general.plan import GeneralPlan
 from plimsoll.engine.general.steps import GeneralSteps
-from plimsoll.engine.policy import StepPlan
-from plimsoll.engine.replicas.replica import INFINITE, NOBODY, SHORT_OF_BLOCKS
-from plimsoll.engine.requests import KEY_BITS
+from plimsoll.engine.policy import Policy, StepPlan
+from plimsoll.engine.replicas.replica import INFINITE, NOBODY, SHORT_OF_BLOCKS, Observer
+from plimsoll.engine.requests import KEY_BITS, Requests
 
 Paused = tuple[int, int, int]
 """A decode that waits: request, tokens in place, tokens to come."""
 
 
 class GeneralReplica(GeneralSteps):
-    """The clock of one replica, and what is more than one plain step."""
+    """The clock of one replica, and what is more than one plain step.
+
+    Attributes:
+        stages: its pipeline, where the step model has several stages (see `plimsoll.engine.general.pipeline`).
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        config: EngineConfig,
+        model: StepModel,
+        policy: Policy,
+        number: int = 0,
+        observer: Observer | None = None,
+    ) -> None:
+        super().__init__(requests, config, model, policy, number, observer)
+        self.stages: Stages | None = None
+        if model.num_stages > 1:
+            self.seated = {}
+            self.stages = stages = Stages(self, model.num_stages)
+            pairs = zip(stages.decode_lanes, stages.prompt_lanes, strict=True)
+            self.lanes = [lane for pair in pairs for lane in pair]
+            stages.enter(0)
 
     # -- the clock -------------------------------------------------------------------------------------------------
 
     def next_step_s(self) -> float:
         """Start of the next step, if nobody else arrives; infinite when there is nothing to do."""
+        if self.stages is not None:
+            return super().next_step_s()
         if self.running or self.waiting or self.swapped:
             return max(self.now_s, min(self.idle_until_s, self.next_arrival_s))
         return max(self.now_s, self.next_arrival_s)
 
     def advance(self, until_s: float, stop_at_finish: bool = False) -> None:
         """Run every step that starts before `until_s`; with `stop_at_finish` only up to one in which a request ends."""
-        plan_step, lane, running = self.rules.plan, self.lane, self.running
+        if self.stages is not None:
+            self.stages.advance(until_s, stop_at_finish)
+            return
+        rules, lane, running = self.rules, self.lane, self.running
         waiting, swapped, outgrow, ends = self.waiting, self.swapped, self.fixed.outgrow, lane.ends
         reserves = lane is self.fixed
         attended = stop_at_finish or self.log is not None or self.observer is not None or not self.plain_attention
@@ -52,7 +82,7 @@ class GeneralReplica(GeneralSteps):
             self.last_finished = NOBODY
             if reserves and outgrow[0] < (len(ends) + 1) << KEY_BITS:
                 self._find_outgrown()
-            plan = plan_step(self)
+            plan = rules.plan(self)
             if plan.unusual or self.outgrown:
                 self._unusual(plan, until_s)
             elif plan.chunks:
@@ -68,11 +98,14 @@ class GeneralReplica(GeneralSteps):
                     self._then_once(until_s)
             else:
                 self._idle(plan, until_s)
-            if attended:
-                if self.log is not None:
-                    self._write_log()
-                if stop_at_finish and self.last_finished:
-                    return
+            if attended and self._ends_with(stop_at_finish):
+                return
+
+    def _ends_with(self, a_finish: bool) -> bool:
+        """Write down what the step leaves; whether `advance` ends with it, where it ends with a finish."""
+        if self.log is not None:
+            self._write_log()
+        return a_finish and bool(self.last_finished)
 
     def _idle(self, plan: GeneralPlan, until_s: float) -> None:
         """Nothing to do until somebody arrives or the policy wants to be asked again."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
-from plimsoll.engine.general.pipeline import GeneralPipeline
 from plimsoll.engine.general.replica import GeneralReplica
 from plimsoll.engine.policy import Chunk, Policy
 from plimsoll.engine.prefix.contents import Chain, Contents
@@ -39,9 +38,6 @@ class ReuseReplica(GeneralReplica):
         InputError: the block size does not go with the workload's content ids.
     """
 
-    partial = True
-    promises = True
-
     def __init__(
         self,
         requests: Requests,
@@ -56,6 +52,7 @@ class ReuseReplica(GeneralReplica):
             requests.contents = Contents(requests.workload, config.block_size)
         self.contents = requests.contents
         self.unpromised = config.num_blocks
+        self.partial = self.promises = True
         self._pool = ReusePool(config.num_blocks)
         self._chains: dict[int, Chain] = {}
         self._holdings: dict[int, Holding] = {}
@@ -75,7 +72,9 @@ class ReuseReplica(GeneralReplica):
     @property
     def under_way(self) -> list[int]:
         """Requests that the policy does not see and whose prompts will be complete with a batch in flight."""
-        return []
+        if self.stages is None:
+            return []
+        return [request for _, _, _, complete in self.stages.in_flight for request in complete]
 
     def would_free(self, request: int, tally: dict[Run, int]) -> int:
         """Blocks that come free when a running request lets go after those whose runs `tally` has counted."""
@@ -177,12 +176,3 @@ class ReuseReplica(GeneralReplica):
                 self.unpromised += freed + self._promised(request) - blocks
         self.free_blocks = self._pool.num_free
         self._leave(taken)
-
-
-class ReusePipeline(GeneralPipeline, ReuseReplica):
-    """The same with pipeline stages: one pool for all batches in flight."""
-
-    @property
-    def under_way(self) -> list[int]:
-        """As in `ReuseReplica`."""
-        return [request for _, _, _, complete in self.in_flight for request in complete]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plimsoll.core.errors import InputError
 
@@ -14,8 +14,8 @@ INFINITE = float("inf")
 RESERVATIONS = ("max", "pow2", "oracle", "told")
 
 
-def check_at_least(least: float, **options: float) -> None:
-    """Raise an InputError for the first option that is below `least`, or no finite number."""
+def check_at_least(least: float, **options: Any) -> None:
+    """Raise an InputError for the first option that is below `least`, or no finite number: shown as it was given."""
     for name, value in options.items():
         if not least <= value < INFINITE:
             raise InputError(name, value, f"give a number of at least {least:g}")

@@ -11,7 +11,7 @@ from plimsoll.core.errors import InputError
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.general.lane import FixedLane, NumberQueue, SortedQueue
-from plimsoll.engine.general.plan import Eviction, GeneralPolicy
+from plimsoll.engine.general.plan import Eviction, GeneralPolicy, setting
 from plimsoll.engine.policy import Policy
 from plimsoll.engine.replicas.lane import Lane
 from plimsoll.engine.replicas.longest import lane_for
@@ -33,19 +33,21 @@ class GeneralState(Replica):
     ) -> None:
         super().__init__(requests, config, model, policy, number, observer)
         self.rules = rules = cast(GeneralPolicy, policy)
-        if model.num_stages > 1 and not rules.pipelined:
+        if model.num_stages > 1 and not setting(rules, "pipelined"):
             raise InputError("--pp", model.num_stages, f"the engine {config.policy} runs on one stage only")
         self.fixed: FixedLane = FixedLane(requests, 2 * number, config.block_size, self.layers)
-        if rules.memory == "fixed":
+        memory = setting(rules, "memory")
+        if memory == "fixed":
             self.lane = self.fixed
         else:
             self.lane = lane_for(model)(requests, 2 * number, config.block_size, self.layers)
         self.prompt_lane = Lane(requests, 2 * number + 1, config.block_size, self.layers)
         self.lanes = [self.lane, self.prompt_lane]
-        if rules.keyed:
-            queue = NumberQueue if rules.numbered else SortedQueue
+        self.is_keyed = bool(setting(rules, "keyed"))
+        if self.is_keyed:
+            queue = NumberQueue if setting(rules, "numbered") else SortedQueue
             self.waiting = cast("deque[int]", queue(functools.partial(rules.key, self)))
-        self.by_page = rules.memory == "pages"
+        self.by_page: bool = memory == "pages"
         self.swapped: dict[int, int] = {}
         self.outgrown: list[int] = []
         self.arrival_s: dict[int, float] = {}
@@ -55,8 +57,11 @@ class GeneralState(Replica):
         self.kept: list[int] = []
         self.prefill_mark = 0
         self.last_prefill_s = 0.0
-        self.is_static, self.is_keyed = rules.static, rules.keyed
-        self.steps_together = rules.steps_together
+        self.is_static = bool(setting(rules, "static"))
+        self.pads_rows = bool(setting(rules, "pads_rows"))
+        self.returns_together = bool(setting(rules, "returns_together"))
+        self.swap_block_s = float(setting(rules, "swap_block_s"))
+        self.steps_together = bool(setting(rules, "steps_together"))
         self.tells_admitted = type(rules).admitted is not GeneralPolicy.admitted
         self.tells_released = type(rules).released is not GeneralPolicy.released
 
@@ -141,6 +146,8 @@ class GeneralState(Replica):
         else:
             waiting.remove(request)
         self.running[request] = None
+        if self.pipelined:
+            self.seated[request] = None
         if not requests.preemptions[request]:
             requests.scheduled_s[request] = self.now_s
         if self.lane is self.fixed:
@@ -180,11 +187,14 @@ class GeneralState(Replica):
         if self.tells_released:
             for request in finished:
                 self.rules.released(self, request)
+        if self.pipelined:
+            for request in finished:
+                del self.seated[request]
         if not self.is_static:
             self.last_finished = finished
             return
         self.kept += finished
-        if self.rules.pads_rows:
+        if self.pads_rows:
             self.pad_rows += len(finished)
         if not running:
             self._end_batch()
@@ -194,7 +204,7 @@ class GeneralState(Replica):
         requests, number, last = self.requests, self.lane.number, len(self.lane.ends) - 1
         self.free_blocks += self.kept_blocks
         self.kept_blocks = self.pad_rows = 0
-        if self.rules.returns_together:
+        if self.returns_together:
             for request in self.kept:
                 begin, end = requests.slice_begin[request], requests.last_step[request]
                 if begin < end < last:
@@ -228,11 +238,17 @@ class GeneralState(Replica):
             self.moved_blocks += -(-cached // self.block_size)
         elif place == "back":
             self.waiting.append(request)
-        elif place == "front" or self.rules.keyed:
+        elif place == "front" or self.is_keyed:
             self.waiting.appendleft(request)
         else:
-            later = (at for at, other in enumerate(self.waiting) if other > request)
-            self.waiting.insert(next(later, len(self.waiting)), request)
+            at = 0
+            for other in self.waiting:
+                if other > request:
+                    break
+                at += 1
+            self.waiting.insert(at, request)
+        if self.pipelined:
+            del self.seated[request]
 
     def _take_memory(self, request: int) -> None:
         """Free the blocks of a running request."""
@@ -253,6 +269,6 @@ class GeneralState(Replica):
 
     def _moving_s(self) -> float:
         """Seconds for the blocks that move between device and host before this step; they are moved then."""
-        seconds = self.moved_blocks * self.rules.swap_block_s
+        seconds = self.moved_blocks * self.swap_block_s
         self.moved_blocks = 0
         return seconds

@@ -179,6 +179,10 @@ class GeneralSteps(GeneralState):
                 prefilling.pop(request, None)
         return tokens, twice_pairs // 2, read, complete
 
+    def _serve_decodes(self) -> None:
+        """Take the blocks that the next step of the decodes needs."""
+        self.free_blocks -= self.lane.hist[-len(self.lane.ends) % self.block_size]
+
     def _hand_out(self, end_s: float, complete: list[int]) -> None:
         """The end of a step in which everybody worked."""
         lane, requests = self.lane, self.requests

@@ -18,13 +18,14 @@ ranked, so that a decision does not cost more with a longer queue.
 
 from __future__ import annotations
 
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from plimsoll.core.errors import InputError, UnknownNameError
-from plimsoll.engine.andes_ranking import Ranking
+from plimsoll.engine.andes_ranking import TOKENS_BITS, Early, Ranking, less_gain
 from plimsoll.engine.general.plan import INFINITE, UNLIMITED, Chunk, Eviction, GeneralPlan, GeneralPolicy
 from plimsoll.engine.general.rules import check_at_least, latest_to_evict, longest_sequence, watermark_blocks
 from plimsoll.engine.policies.vllm_v0 import VllmV0
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 MODES = ("recompute", "swap")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Andes(GeneralPolicy):
     """QoE-aware preemptive scheduling.
 
@@ -85,7 +87,7 @@ class Andes(GeneralPolicy):
         self._ranking = Ranking(interval_s, config.block_size)
         self._known, self._is_stale = -1, False
         self._again: set[int] = set()
-        self._due_s: dict[int, float] = {}
+        self._due_s: list[float] = []  # of each request, when its first token is due; minus infinity: not known yet
         self._prompts = GeneralPlan(decode=False)
         self._decodes = GeneralPlan(holds=UNLIMITED, spare=1)
 
@@ -146,13 +148,18 @@ class Andes(GeneralPolicy):
         movable = [request for request in running if preemptions[request] < most]
         tokens = view.cached_tokens_of(movable)
         horizon_s = view.now_s + self.interval_s
-        waits_s = [
-            horizon_s - (due_s[request] + (count - prompt[request] + 1) * per_token_s)
-            for request, count in zip(movable, tokens, strict=True)
-        ]
+        interval_s = self.interval_s
+        late: list[int] = []
+        early: list[Early] = []
+        for at in range(len(movable)):
+            request, count = movable[at], tokens[at]
+            waits_s = horizon_s - (due_s[request] + (count - prompt[request] + 1) * per_token_s)
+            if waits_s >= interval_s:
+                late.append(-(count << TOKENS_BITS | request))
+            else:  # nor is what is no number
+                early.append((less_gain(waits_s, count), request, count))
         free = view.free_blocks - view.decode_need - self.watermark
-        candidates = zip(movable, tokens, waits_s, strict=True)
-        gone, taken = self._ranking.share(list(candidates), free, self.seats - len(running), horizon_s)
+        gone, taken = self._ranking.share(late, early, free, self.seats - len(running), horizon_s)
         gone.sort()
         self._chosen = set(taken)
         self._back = sorted(request for request in taken if request in view.swapped)
@@ -161,14 +168,14 @@ class Andes(GeneralPolicy):
         self.barred = bool(gone or self._left_out) or len(self._back) < len(view.swapped)
         if not gone:
             return None
-        count_of = dict(zip(movable, tokens, strict=True))
-        free += sum(count_of[request] // view.block_size + 1 for request in gone)
+        counts, size = view.cached_tokens_of(gone), view.block_size
+        free += sum([count // size + 1 for count in counts])
         if self.preemption == "recompute":
             self._is_stale = True
             self._left_out.update(gone)
         else:
-            for request in gone:
-                self._add(view, request, count_of[request], 1)
+            for request, count in zip(gone, counts, strict=True):
+                self._add(view, request, count, 1)
         evict: tuple[Eviction, ...] = tuple((request, self.preemption, "own") for request in gone)
         return GeneralPlan(evict=evict, swap_in=self._swap_in(view, free, self.seats - len(running) + len(gone)))
 
@@ -196,15 +203,18 @@ class Andes(GeneralPolicy):
 
         With these tokens in a cache (one fewer than prompt and answer so far), or with all of them to compute.
         """
-        due_s = self._due_s.get(request)
-        if due_s is None:
-            due_s = self._note_due(view, request)
+        due_s = self._note_due(view, request)
         answered = tokens - view.requests.prompt[request] + in_place
         busy_s = due_s + answered * (1 / self.tokens_per_s)
         self._ranking.add(request, tokens, busy_s, view.now_s + self.interval_s)
 
     def _note_due(self, view: GeneralState, request: int) -> float:
         """When the first token of a request is due."""
+        if not self._due_s:
+            self._due_s = [-INFINITE] * len(view.requests)
+        due_s = self._due_s[request]
+        if due_s > -INFINITE or due_s != due_s:
+            return due_s
         targets_s = view.requests.workload.ttft_target_s
         target_s = self.ttft_s if targets_s is None else float(targets_s[request])
         due_s = self._due_s[request] = view.arrival_s[request] + target_s
@@ -241,9 +251,14 @@ class Andes(GeneralPolicy):
             request = first[0] if first else view.waiting[0]
             if -(-target[request] // size) > free and (first or request not in left_out):
                 return []
-        others = (r for r in islice(view.waiting, self.candidates) if r not in chosen and r not in left_out)
         chunks: list[Chunk] = []
-        for request in chain(first, others) if first else others:
+        waiting = view.waiting
+        at, end = -len(first), min(len(waiting), self.candidates)
+        while at < end:
+            request = first[at + len(first)] if at < 0 else waiting[at]
+            at += 1
+            if at > 0 and (request in chosen or request in left_out):
+                continue
             tokens = target[request]
             free += -tokens // size
             budget -= tokens
@@ -252,11 +267,11 @@ class Andes(GeneralPolicy):
             chunks.append((request, tokens))
             seats -= 1
         for request, _ in chunks:
-            if request not in self._due_s:
-                self._note_due(view, request)
+            self._note_due(view, request)
             self._ranking.drop(request)
         if first or self._again:
             self._first = first[len(chunks) :]
-            chosen.difference_update(request for request, _ in chunks)
-            self._again.difference_update(request for request, _ in chunks)
+            taken = [request for request, _ in chunks]
+            chosen.difference_update(taken)
+            self._again.difference_update(taken)
         return chunks

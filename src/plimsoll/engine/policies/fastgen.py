@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.errors import InputError
 from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from plimsoll.engine.general.state import GeneralState
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Fastgen(GeneralPolicy):
     """Dynamic SplitFuse.
 

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.engine.policies.fastertransformer import Fastertransformer
 
 if TYPE_CHECKING:
     from plimsoll.engine.config import EngineConfig
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Flexgen(Fastertransformer):
     """Static blocks of at most `max_num_seqs` requests.
 

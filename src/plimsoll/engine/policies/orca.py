@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from plimsoll.core.errors import UnknownNameError
 from plimsoll.engine.general.buddy import Buddy
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from plimsoll.engine.requests import Requests
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Orca(GeneralPolicy):
     """Iteration-level scheduling with reservations.
 

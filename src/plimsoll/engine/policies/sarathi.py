@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.errors import InputError
 from plimsoll.engine.general.plan import UNLIMITED, GeneralPlan, GeneralPolicy
 from plimsoll.engine.general.rules import longest_sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from plimsoll.engine.requests import Requests
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Sarathi(GeneralPolicy):
     """Chunked prefills of one prompt at a time, with piggybacked decodes.
 

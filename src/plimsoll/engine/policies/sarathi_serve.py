@@ -17,19 +17,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from plimsoll.core.errors import InputError
 from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
 from plimsoll.engine.general.rules import latest_to_evict, watermark_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from plimsoll.engine.config import EngineConfig
     from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.requests import Requests
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class SarathiServe(GeneralPolicy):
     """Chunked prefills beside all decodes.
 
@@ -75,9 +77,7 @@ class SarathiServe(GeneralPolicy):
         if view.prefilling:
             budget = self._go_on(view, chunks, budget, ())
         if budget and seats and view.waiting:
-            target = view.requests.target
-            queue = ((request, target[request]) for request in view.waiting)
-            self._admit(chunks, budget, view.free_blocks - view.decode_need, seats, queue)
+            self._admit(view, chunks, budget, view.free_blocks - view.decode_need, seats)
         if not chunks:
             return self._until_finish
         request, tokens = chunks[0]
@@ -101,11 +101,20 @@ class SarathiServe(GeneralPolicy):
                 budget -= tokens
         return budget
 
-    def _admit(self, chunks: list[Chunk], budget: int, free: int, seats: int, queue: Iterable[tuple[int, int]]) -> None:
-        """Append chunks of those who get in, strictly from the head of a queue of requests and their lengths."""
-        size = self.block_size
+    def _admit(
+        self,
+        view: GeneralState,
+        chunks: list[Chunk],
+        budget: int,
+        free: int,
+        seats: int,
+        before: Mapping[int, int] | None = None,
+    ) -> None:
+        """Append chunks of those who get in, strictly from the head of the queue; with `before`, lengths, before it."""
+        size, target, lengths = self.block_size, view.requests.target, before or {}
         free -= self.watermark
-        for request, length in queue:
+        for request in [*lengths, *view.waiting] if lengths else view.waiting:
+            length = lengths[request] if request in lengths else target[request]
             free += -length // size
             if free < 0:
                 break
@@ -121,7 +130,7 @@ class SarathiServe(GeneralPolicy):
         size, target, prefilling = view.block_size, view.requests.target, view.prefilling
         lengths = {
             request: target[request] if request in prefilling else view.cached_tokens(request) + 1
-            for request in victims
+            for request in reversed(victims)
         }
         decodes = [request for request in victims if request not in prefilling]
         budget = max(self.budget - view.num_decode + len(decodes), 0)
@@ -131,7 +140,5 @@ class SarathiServe(GeneralPolicy):
         budget = self._go_on(view, chunks, budget, victims)
         seats = self.seats - len(view.seated) + len(victims)
         if budget and seats:
-            queue = [(request, lengths[request]) for request in reversed(victims)]
-            queue += [(request, target[request]) for request in view.waiting]
-            self._admit(chunks, budget, free, seats, queue)
+            self._admit(view, chunks, budget, free, seats, lengths)
         return GeneralPlan(chunks, evict=tuple((request, "recompute", "front") for request in victims))

@@ -34,11 +34,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from plimsoll.core.step import FULL_ATTENTION
 from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general.radix import RadixPipeline, RadixReplica
-from plimsoll.engine.requests import NEVER
+from plimsoll.engine.general.radix import RadixReplica
+from plimsoll.engine.requests import NEVER, Requests
 from plimsoll.engine.sglang_budget import PrefillBudget, take_at_once
 from plimsoll.engine.sglang_rules import RETRACT_DECODE_STEPS, QueueOrder, check_options, chunk_size, first_ratio
 
@@ -51,9 +52,9 @@ if TYPE_CHECKING:
     from plimsoll.engine.general.state import GeneralState
     from plimsoll.engine.policy import Policy
     from plimsoll.engine.replicas.replica import Observer, Replica
-    from plimsoll.engine.requests import Requests
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Sglang(GeneralPolicy):
     """SGLang's scheduler.
 
@@ -146,8 +147,7 @@ class Sglang(GeneralPolicy):
             self._batches = [(False, [], False, 0, 0) for _ in range(model.num_stages)]
         if not cached:
             return super().make_replica(requests, config, model, number, observer)
-        kind = RadixReplica if model.num_stages == 1 else RadixPipeline
-        self.tree = kind(requests, config, model, cast("Policy", self), number, observer)
+        self.tree = RadixReplica(requests, config, model, cast("Policy", self), number, observer)
         return self.tree
 
     def goes_on(self) -> None:
@@ -271,10 +271,13 @@ class Sglang(GeneralPolicy):
         """Give those who complete their prompt a place in the batch."""
         if self.mixed and view.lane.num:
             self._first_turn -= len(joining)
-            turn.update(zip(joining, range(self._first_turn, self._first_turn + len(joining)), strict=True))
+            place = self._first_turn
         else:
-            turn.update(zip(joining, range(self._next_turn, self._next_turn + len(joining)), strict=True))
+            place = self._next_turn
             self._next_turn += len(joining)
+        for request in joining:
+            turn[request] = place
+            place += 1
 
     def released(self, view: GeneralState, request: int, /) -> None:
         """One that ended in a decode step keeps its seat for now; one that ended in a prompt step leaves it at once."""
@@ -358,7 +361,7 @@ class Sglang(GeneralPolicy):
     def likely_tokens(self, view: GeneralState) -> float:
         """What those who run are taken to need yet."""
         if self._slow:
-            running = (request for request in view.running if request not in view.prefilling)
+            running = [request for request in view.running if request not in view.prefilling]
             tokens = sum(self.left_to_generate(view, request) for request in running)
         else:
             tokens = self._spans - view.lane.read

@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from plimsoll.core.errors import InputError
 from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from plimsoll.engine.requests import Requests
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Tgi(GeneralPolicy):
     """Token-budget admission with a waiting/served ratio.
 

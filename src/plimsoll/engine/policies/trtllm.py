@@ -43,10 +43,11 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from plimsoll.core.errors import UnknownNameError
 from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
-from plimsoll.engine.general.reuse import ReusePipeline, ReuseReplica
+from plimsoll.engine.general.reuse import ReuseReplica
 
 if TYPE_CHECKING:
     from collections import deque
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 POLICIES = ("guaranteed-no-evict", "max-utilization")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Trtllm(GeneralPolicy):
     """In-flight batching with a capacity policy.
 
@@ -131,8 +133,7 @@ class Trtllm(GeneralPolicy):
         """A replica that finds blocks again, where there is anything to find."""
         if not self.finds_blocks(requests):
             return super().make_replica(requests, config, model, number, observer)
-        kind = ReusePipeline if model.num_stages > 1 else ReuseReplica
-        replica = kind(requests, config, model, cast("Policy", self), number, observer)
+        replica = ReuseReplica(requests, config, model, cast("Policy", self), number, observer)
         replica.partial, replica.promises = self.partial, not self.evicts
         return replica
 

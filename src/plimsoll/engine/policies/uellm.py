@@ -20,6 +20,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.errors import InputError
 from plimsoll.engine.general.plan import UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from plimsoll.engine.requests import Requests
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Uellm(GeneralPolicy):
     """Batches by predicted length and deadline.
 

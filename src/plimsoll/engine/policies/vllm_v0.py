@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from plimsoll.core.errors import UnknownNameError
 from plimsoll.engine.general.plan import INFINITE, UNLIMITED, Chunk, GeneralPlan, GeneralPolicy
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 MODES = ("recompute", "swap")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class VllmV0(GeneralPolicy):
     """vLLM's first scheduler, without chunked prefill.
 

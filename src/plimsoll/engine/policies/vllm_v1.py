@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.errors import InputError
 from plimsoll.engine.policy import UNLIMITED, Chunk, StepPlan
 from plimsoll.engine.prefix.vllm_blocks import VllmBlocks
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from plimsoll.engine.requests import Requests
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class VllmV1:
     """vLLM's V1 scheduler, first come first served.
 

@@ -105,7 +105,8 @@ class Machine(Replica):
         "stretch",
     )  # fmt: skip
 
-    by_page = sets_aside = False
+    by_page = False
+    sets_aside = False
 
     def __init__(
         self, requests: Requests, config: EngineConfig, model: StepModel, number: int, observer: Observer | None

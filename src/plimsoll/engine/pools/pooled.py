@@ -32,6 +32,9 @@ class PooledEngine:
         counted: by request, for how many tokens its prompt counts where it waits.
     NOTE: thirty attributes at most with those of a subclass; Python 3.11 reads those of an object with more several
     times slower.
+
+    Raises:
+        InputError: KV is to be found again where nothing is kept.
     """
 
     config: EngineConfig
@@ -45,6 +48,9 @@ class PooledEngine:
     prefix_aware: bool = True
 
     def __post_init__(self) -> None:
+        if not self.prefix_cache and self.config.options.get("decode_prefix_cache"):
+            remedy = "with prefix_cache=false no machine keeps anything: leave it out, or prefix_cache=false"
+            raise InputError(f"option decode_prefix_cache of {self.config.policy}", "true", remedy)
         self.requests: Requests
         self.arrivals: Arrivals
         self.until_s = self.next_s = INFINITE

@@ -7,8 +7,6 @@ with generated tokens, are private: only their own request can find them again, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from plimsoll.core.columns import Ints
@@ -28,7 +26,7 @@ class Chain:
 
     __slots__ = ("_private", "ids", "num_shared", "parts")
 
-    def __init__(self, ids: Sequence[int], num_shared: int, parts: int, request: int) -> None:
+    def __init__(self, ids: list[int], num_shared: int, parts: int, request: int) -> None:
         self.ids = ids
         self.num_shared = num_shared
         self.parts = parts
@@ -85,7 +83,7 @@ class Contents:
     def chain(self, request: int) -> Chain:
         """The content of one request."""
         if not self.has_ids:
-            return Chain((), 0, 1, request)
+            return Chain([], 0, 1, request)
         num_blocks = int(self._prompt[request]) // self.block_size
         begin, end = int(self._offsets[request]), int(self._offsets[request + 1])
         ids = self._ids[begin + self._step - 1 : end : self._step].tolist()

@@ -72,7 +72,7 @@ class PrefixPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_free = self.num_empty = num_blocks
         self._oldest: dict[int, Run] = {}
-        self._list = Run(Chain((), 0, 1, 0), 0, 0, 0)  # the free list's two ends in one
+        self._list = Run(Chain([], 0, 1, 0), 0, 0, 0)  # the free list's two ends in one
         self._list.before = self._list.after = self._list
 
     # -- looking up ------------------------------------------------------------------------------------------------
@@ -83,9 +83,9 @@ class PrefixPool:
         A run that goes on beyond what was found is cut, which changes nothing that anybody could see.
         """
         found: list[Run] = []
-        begin, oldest, key = 0, self._oldest, chain.key
+        begin, oldest = 0, self._oldest
         while begin < most:
-            run = oldest.get(key(begin))
+            run = oldest.get(chain.key(begin))
             if run is None:
                 break
             end = run.high
@@ -233,8 +233,9 @@ class PrefixPool:
 
 def _as_cut(holding: Holding) -> list[Run]:
     """The runs of a holding, in order, as they have been cut since."""
-    runs = []
-    for run, end in zip(holding.runs, holding.ends, strict=True):
+    runs: list[Run] = []
+    for place, end in enumerate(holding.ends):
+        run = holding.runs[place]
         runs.append(run)
         while run.high < end:
             assert run.rest is not None

@@ -57,7 +57,7 @@ class RadixTree:
     """
 
     def __init__(self) -> None:
-        self.root = Node(Chain((), 0, 1, 0), 0, 0, None, 0)
+        self.root = Node(Chain([], 0, 1, 0), 0, 0, None, 0)
         self.evictable = 0
         self._first: dict[int, Node] = {}
         self._leaves: list[tuple[int, int, Node]] = []
@@ -67,10 +67,10 @@ class RadixTree:
     def match(self, chain: Chain, most: int) -> Node:
         """The node that ends where the cached part of the first `most` pages of `chain` does; all of it is touched."""
         self._tick = tick = self._tick + 2
-        node, first, key = self.root, self._first, chain.key
+        node, first = self.root, self._first
         begin = 0
         while begin < most:
-            child = first.get(key(begin))
+            child = first.get(chain.key(begin))
             if child is None:
                 break
             child.touched = tick

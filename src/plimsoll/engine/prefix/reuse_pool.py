@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 from plimsoll.engine.prefix.contents import Chain
 
-NOTHING = Chain((), 0, 1, 0)
+NOTHING = Chain([], 0, 1, 0)
 
 
 class Run:
@@ -76,8 +76,9 @@ class Holding:
 
     def whole(self) -> list[Run]:
         """The runs, as they have been cut since."""
-        found = []
-        for run, end in zip(self.runs, self.ends, strict=True):
+        found: list[Run] = []
+        for place, end in enumerate(self.ends):
+            run = self.runs[place]
             found.append(run)
             while run.high < end:
                 assert run.rest is not None
@@ -104,9 +105,9 @@ class ReusePool:
 
     def num_found(self, chain: Chain, most: int) -> int:
         """How many of the first `most` blocks of `chain` are stored, up to the first that is not."""
-        begin, stored, key = 0, self._stored, chain.key
+        begin, stored = 0, self._stored
         while begin < most:
-            run = stored.get(key(begin))
+            run = stored.get(chain.key(begin))
             if run is None:
                 break
             begin = run.high if run.chain is chain else chain.common(run.chain, run.high)
@@ -118,9 +119,9 @@ class ReusePool:
         A run that goes on beyond what was found is cut, which changes nothing that anybody could see.
         """
         found: list[Run] = []
-        begin, stored, key = 0, self._stored, chain.key
+        begin, stored = 0, self._stored
         while begin < most:
-            run = stored.get(key(begin))
+            run = stored.get(chain.key(begin))
             if run is None:
                 break
             end = run.high if run.chain is chain else chain.common(run.chain, run.high)

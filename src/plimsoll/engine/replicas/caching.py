@@ -11,43 +11,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mypy_extensions import mypyc_attr, trait
+
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.policy import Policy
 from plimsoll.engine.prefix.contents import Contents
 from plimsoll.engine.prefix.prefix_pool import Holding, PrefixPool, Run
 from plimsoll.engine.replicas.planned import PlannedReplica
-from plimsoll.engine.replicas.replica import Observer
+from plimsoll.engine.replicas.replica import Observer, Replica
 from plimsoll.engine.requests import Requests
 
 
-class CachingReplica(PlannedReplica):
-    """A `PlannedReplica` over a `PrefixPool`.
+@trait
+@mypyc_attr(allow_interpreted_subclasses=True)
+class BlocksWithContent(PlannedReplica):
+    """What a `PlannedReplica` over a `PrefixPool` does otherwise, whether its results come at once or late.
 
     Attributes:
         pool: the blocks. `free_blocks` counts what the plan in the making will leave, the pool what it has left so far.
-
-    Raises:
-        InputError: the block size does not go with the workload's content ids.
+        contents: what stands in the requests' prompts.
+        holdings: for each request that has been looked up, its blocks.
     """
 
-    def __init__(
-        self,
-        requests: Requests,
-        config: EngineConfig,
-        model: StepModel,
-        policy: Policy,
-        number: int = 0,
-        observer: Observer | None = None,
-        by_priority: bool = False,
-    ) -> None:
-        super().__init__(requests, config, model, policy, number, observer, by_priority)
-        self.pool = PrefixPool(config.num_blocks)
+    pool: PrefixPool
+    contents: Contents
+    holdings: dict[int, Holding]
+    _turn: dict[int, int]
+    _num_admitted: int
+
+    def _open_pool(self) -> None:
+        """Begin with all blocks empty.
+
+        Raises:
+            InputError: the block size does not go with the workload's content ids.
+        """
+        requests = self.requests
+        self.pool = PrefixPool(self.num_blocks)
         if requests.contents is None:
-            requests.contents = Contents(requests.workload, config.block_size)
+            requests.contents = Contents(requests.workload, self.block_size)
         self.contents = requests.contents
-        self.holdings: dict[int, Holding] = {}
-        self._turn: dict[int, int] = {}
+        self.holdings = {}
+        self._turn = {}
         self._num_admitted = 0
 
     # -- taking blocks while a step is planned ---------------------------------------------------------------------
@@ -93,14 +98,13 @@ class CachingReplica(PlannedReplica):
     def admit(self, found: Sequence[Run], tokens: int) -> None:
         """Seat the head of the queue, on the cached runs `found` for it, with a first chunk of `tokens`."""
         requests, size = self.requests, self.block_size
-        request = self.waiting.popleft()
-        self.running[request] = None
+        request = self.waiting[0]
+        Replica._admit(self, request)
         self._num_admitted += 1
         self._turn[request] = self._num_admitted
         holding = self.holdings[request]
         start = found[-1].high * size if found else 0
         if not requests.preemptions[request]:
-            requests.scheduled_s[request] = self.now_s
             requests.cached[request] = start
         if start:
             self.pool.share(holding, found)
@@ -109,11 +113,6 @@ class CachingReplica(PlannedReplica):
         self.pool.fill(holding, (start + tokens) // size)
 
     # -- what `Replica` does otherwise -----------------------------------------------------------------------------
-
-    def _take_finished(self) -> None:
-        finished = self.lane.take_finished()[0]
-        self.last_finished = finished
-        self.let_go(finished)
 
     def let_go(self, finished: Sequence[int]) -> None:
         """Free the blocks and seats of requests whose last result has been taken, in scheduling order."""
@@ -125,3 +124,30 @@ class CachingReplica(PlannedReplica):
                 del self.running[request]
             del self.holdings[request], turn[request]
         self.free_blocks = self.pool.num_free
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class CachingReplica(BlocksWithContent):
+    """A `PlannedReplica` with prefix caching, whose results are known at the end of each step.
+
+    Raises:
+        InputError: the block size does not go with the workload's content ids.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        config: EngineConfig,
+        model: StepModel,
+        policy: Policy,
+        number: int = 0,
+        observer: Observer | None = None,
+        by_priority: bool = False,
+    ) -> None:
+        super().__init__(requests, config, model, policy, number, observer, by_priority)
+        self._open_pool()
+
+    def _take_finished(self) -> None:
+        finished = self.lane.take_finished()[0]
+        self.last_finished = finished
+        self.let_go(finished)

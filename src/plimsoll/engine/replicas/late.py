@@ -22,27 +22,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.policy import Policy, StepPlan
-from plimsoll.engine.replicas.caching import CachingReplica
+from plimsoll.engine.replicas.caching import BlocksWithContent
 from plimsoll.engine.replicas.planned import PlannedReplica
 from plimsoll.engine.replicas.replica import INFINITE, NOBODY, Observer
+from plimsoll.engine.replicas.stretch import Stretch, note
 from plimsoll.engine.requests import Requests
 
+BELOW_ROUNDING = 1 - 1e-9
+"""What a product is multiplied with to lie below the sum of as many terms."""
 ONE_STEP = StepPlan([])
 """Everybody who decodes gets a token, once."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LateReplica(PlannedReplica):
     """A `PlannedReplica` that takes results one step late.
 
     Attributes:
         now_s: when the next step is planned: the results known by then are those of the step before the last.
         busy_until_s: end of the last step that was planned; the next one begins then.
+        calm_until_s, calm_line: where it was left behind (`advance_lazily`): nobody ends before; of the steps to come.
+        noted: whoever wants to know what steps put in place that are run ahead puts a list here.
     """
 
-    __slots__ = ("_got_none", "_lingers_from", "busy_until_s")
+    __slots__ = ("_got_none", "_lingers_from", "_stops", "busy_until_s", "calm_line", "calm_until_s", "noted")
 
     def __init__(
         self,
@@ -55,9 +63,12 @@ class LateReplica(PlannedReplica):
         by_priority: bool = False,
     ) -> None:
         super().__init__(requests, config, model, policy, number, observer, by_priority)
-        self.busy_until_s = 0.0
+        self.busy_until_s = self.calm_until_s = 0.0
+        self._stops = self.log is not None
         self._lingers_from = 0
         self._got_none: Collection[int] = NOBODY
+        self.calm_line: tuple[float, float, int] = (0.0, 0.0, 0)
+        self.noted: list[Stretch] | None = None
 
     def next_step_s(self) -> float:
         """Start of the next step, if nobody else arrives; infinite when there is nothing to do."""
@@ -125,11 +136,24 @@ class LateReplica(PlannedReplica):
 
     # -- where nobody watches --------------------------------------------------------------------------------------
 
-    def _advance_alone(self, until_s: float) -> None:
+    def advance_lazily(self, until_s: float, limit_s: float, is_due: bool = False) -> bool:
+        """As `advance`, but no further than it takes to know who ends before `until_s`; returns whether it lags behind.
+
+        And past that, up to `limit_s`, as long as whoever arrives would wait behind others: for a policy whose plans
+        change nothing but where they evict. Nobody observes or keeps a log. If somebody `is_due`, that stretch is run.
+        """
+        self.calm_until_s = -INFINITE
+        self._advance_alone(until_s, limit_s, True, is_due)
+        return self.calm_until_s > until_s
+
+    def _advance_alone(  # noqa: C901
+        self, until_s: float, limit_s: float = -INFINITE, lazy: bool = False, is_due: bool = False
+    ) -> None:
         """The same steps, in stretches that go on where somebody ends; a log has a row where it would have one else."""
         running, waiting, prefilling, lane = self.running, self.waiting, self.prefilling, self.lane
-        ends, target, plan_step = lane.ends, self.requests.target, self.policy.plan
-        budget, logs, stops = self.config.max_num_batched_tokens, self.log is not None, self._stops_at_ends()
+        ends, target, policy = lane.ends, self.requests.target, self.policy
+        budget, logs, stops = self.config.max_num_batched_tokens, self.log is not None, self._stops
+        notes, held = self.noted is not None and limit_s > until_s, -1
         while True:
             planned_s, begin_s = self.now_s, self.busy_until_s
             if not running and not waiting and self.next_arrival_s > planned_s:
@@ -137,34 +161,56 @@ class LateReplica(PlannedReplica):
                     return
                 self.now_s = self.next_arrival_s
                 continue
-            if planned_s >= until_s or begin_s >= until_s:
+            past = planned_s >= until_s or begin_s >= until_s
+            if past and (begin_s >= limit_s or planned_s >= limit_s or lane.num >= budget):
+                return
+            if past and not waiting and self._is_last_chunk(budget - lane.num):
                 return
             if self.next_arrival_s <= planned_s:
                 self._take_arrivals()
-            elif not waiting and not prefilling and 0 < lane.num <= budget and self._decode_on(until_s):
-                continue
+            elif not waiting and not prefilling:
+                if past:
+                    return
+                if 0 < lane.num <= budget and self._decode_on(until_s, lazy, is_due):
+                    is_due, held = False, -1
+                    if lazy and self.calm_until_s > until_s:
+                        return
+                    continue
             if begin_s > planned_s:
                 self.now_s = begin_s
             else:
                 begin_s = planned_s
-            due, num_before, num_decode = self.lingering, len(ends), lane.num
-            plan = plan_step(self)
+            due, num_before, num_decode, stop_s = self.lingering, len(ends), lane.num, until_s
+            before = (held if held >= 0 else self.progress()) if notes else 0
+            plan = policy.plan(self)
+            if limit_s > until_s and num_decode < budget:
+                if plan.interrupts or self._leaves_behind(plan):
+                    stop_s = limit_s
+                elif past:
+                    self.now_s = planned_s
+                    return
             if plan.interrupts or not plan.chunks:
-                self._carry_out(plan, until_s)
+                self._carry_out(plan, stop_s)
                 if not due and self._holds_behind(plan, num_decode):
-                    self._decode_behind(until_s)
+                    self._decode_behind(stop_s)
             elif plan.fill and not (due and stops):
-                self._part_way_steps(plan, until_s, stops)
+                self._part_way_steps(plan, stop_s, stops)
             else:
                 self._mixed_step(plan)
                 fill = plan.fill or plan.then_fill
-                if fill and (request := plan.chunks[-1][0]) in prefilling and self.now_s < until_s:
+                if fill and (request := plan.chunks[-1][0]) in prefilling and self.now_s < stop_s:
                     left, chunk = target[request] - prefilling[request], fill - lane.num
                     if 0 < chunk < left and not (stops and self._breaks_off(due, begin_s)):
-                        self._run_chunks(request, chunk, (left - 1) // chunk, fill, until_s, stops)
+                        self._run_chunks(request, chunk, (left - 1) // chunk, fill, stop_s, stops)
             self._got_none = plan.pause
             self.busy_until_s = self.now_s
             num = len(ends)
+            if notes and (past or self.now_s > until_s):
+                each = (plan.fill or plan.then_fill) if plan.chunks else num_decode
+                held = self.progress()
+                note(self.noted, ends, begin_s, num_before, before, each, held, bool(plan.chunks))
+            else:
+                held = -1
             self.now_s = ends[-2] if num > num_before + 1 else begin_s
             if self.lingering and (self.lingering is due or self._lingers_from < num):
                 self.let_go(self.lingering)
@@ -172,9 +218,22 @@ class LateReplica(PlannedReplica):
             if logs:
                 self._write_log()
 
-    def _stops_at_ends(self) -> bool:
-        """Whether chunks of a prompt stop where somebody ends: where a row of the log is due."""
-        return self.log is not None
+    def _leaves_behind(self, plan: StepPlan) -> bool:
+        """Whether a plan has nothing for anybody else who might arrive: a chunk takes the rest, or somebody waits."""
+        if plan.fill:
+            return True
+        if not plan.chunks:
+            return bool(self.waiting)
+        request, chunk = plan.chunks[-1]
+        have = self.prefilling.get(request, 0)
+        num_new = len(plan.chunks) - (plan.chunks[0][0] in self.prefilling)
+        target: int = self.requests.target[request]
+        return len(self.waiting) > num_new or have + chunk < target
+
+    def _is_last_chunk(self, room: int) -> bool:
+        """Whether a prompt is on its way that the next step may end, so that its plan is not certain."""
+        target = self.requests.target
+        return any(target[request] - have <= room for request, have in self.prefilling.items())
 
     def _breaks_off(self, due: Sequence[int], begin_s: float) -> bool:
         """Whether somebody ended in a step that began then. If not, finish with it: others follow without a plan."""
@@ -191,8 +250,10 @@ class LateReplica(PlannedReplica):
         self.now_s = end_s
         return False
 
-    def _decode_on(self, until_s: float) -> bool:
+    def _decode_on(self, until_s: float, lazy: bool = False, is_due: bool = False) -> bool:
         """Decode while nobody waits, arrives or runs short of blocks, whoever ends; False where nothing could be run.
+
+        If `lazy`, only until it is certain that nobody ends before `until_s`; if somebody `is_due`, from then on.
 
         Everybody gets a token in each step, whatever the policy (see `plimsoll.engine.policy`). A stretch that an
         arrival cuts short goes on for one more step: it was planned before.
@@ -208,6 +269,10 @@ class LateReplica(PlannedReplica):
                 steps = lane.steps_within(self.free_blocks, steps)
                 if not steps:
                     break
+            if lazy and not is_due and stop_s < arrival_s and (calm_s := self._calm_until_s(end_s, steps)) > until_s:
+                self.calm_until_s = calm_s
+                break
+            is_due = False
             if end_s > planned_s:
                 planned_s = end_s
             if logs and self.lingering:
@@ -238,10 +303,18 @@ class LateReplica(PlannedReplica):
             if planned_s >= arrival_s or end_s >= until_s or not lane.num:
                 break
         if num == begin:
-            return False
+            return lazy and self.calm_until_s > until_s
         self.now_s, self.busy_until_s = planned_s, end_s
         self._got_none = NOBODY
         return True
+
+    def _calm_until_s(self, begin_s: float, steps: int) -> float:
+        """A time before which so many steps in which all decode are not over, if they begin then."""
+        lane = self.lane
+        read, grown = lane.read, lane.grow * (steps - 1)
+        base_s, per_token_s, below = self.calm_line = self.model.decode_line(lane.num, read)
+        mean = read + 0.5 * grown if read + grown < below and not lane.crossings else read
+        return begin_s + steps * (base_s + per_token_s * mean) * BELOW_ROUNDING
 
     def _holds_behind(self, plan: StepPlan, num_decode: int) -> bool:
         """Whether a plan of decodes holds for one more step behind somebody's last, whose result is not in yet.
@@ -304,9 +377,24 @@ class LateReplica(PlannedReplica):
         return 0 if request in self.prefilling or request in self._got_none else 1
 
 
-class LateCachingReplica(LateReplica, CachingReplica):
-    """The same with prefix caching."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class LateCachingReplica(LateReplica, BlocksWithContent):
+    """The same with prefix caching.
 
-    def _stops_at_ends(self) -> bool:
-        """Blocks without content go to the front of the free list, so that they must be let go of in their step."""
-        return True
+    Raises:
+        InputError: the block size does not go with the workload's content ids.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        config: EngineConfig,
+        model: StepModel,
+        policy: Policy,
+        number: int = 0,
+        observer: Observer | None = None,
+        by_priority: bool = False,
+    ) -> None:
+        super().__init__(requests, config, model, policy, number, observer, by_priority)
+        self._open_pool()
+        self._stops = True  # blocks without content go to the front of the free list: to be let go of in their step

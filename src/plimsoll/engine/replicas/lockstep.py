@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Sequence
+from typing import cast
 
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
@@ -86,8 +87,6 @@ class Rank(Replica):
 class RanksTogether(Replica):
     """Ranks that step together, whatever they are: to the cluster one replica, whose lanes are those of the ranks."""
 
-    ranks: Sequence[Replica]
-
     def __init__(
         self,
         requests: Requests,
@@ -99,7 +98,7 @@ class RanksTogether(Replica):
     ) -> None:
         super().__init__(requests, config, model, policies[0], number, observer)
         plain = dataclasses.replace(config, keep_step_log=False)
-        self.ranks = [self._make_rank(requests, plain, model, policy, observer) for policy in policies]
+        self.ranks: list[Replica] = [self._make_rank(requests, plain, model, policy, observer) for policy in policies]
         self.lanes = [rank.lane for rank in self.ranks]
         self.num_blocks = sum(rank.num_blocks for rank in self.ranks)
 
@@ -173,7 +172,17 @@ class RanksTogether(Replica):
 class LockstepGroup(RanksTogether):
     """Ranks that run plain engines: all lanes have the same step ends, and stretches of decodes cost one look."""
 
-    ranks: list[Rank]
+    def __init__(
+        self,
+        requests: Requests,
+        config: EngineConfig,
+        model: StepModel,
+        policies: Sequence[Policy],
+        number: int,
+        observer: Observer | None,
+    ) -> None:
+        super().__init__(requests, config, model, policies, number, observer)
+        self._mine = cast("list[Rank]", self.ranks)
 
     def _make_rank(
         self, requests: Requests, config: EngineConfig, model: StepModel, policy: Policy, observer: Observer | None
@@ -184,7 +193,7 @@ class LockstepGroup(RanksTogether):
         """One step of all ranks, or a stretch of steps in which all of them only decode."""
         self.last_finished = NOBODY
         plans: list[StepPlan | None] = []
-        for rank in self.ranks:
+        for rank in self._mine:
             rank.now_s = self.now_s
             rank.last_finished = NOBODY
             plans.append(rank.policy.plan(rank) if rank.seated or rank.waiting else None)
@@ -199,14 +208,14 @@ class LockstepGroup(RanksTogether):
     def _one_step(self, plans: Sequence[StepPlan | None]) -> None:
         slowest_s = 0.0
         pauses: list[tuple[Rank, list[tuple[int, int, int]]]] = []
-        for rank, plan in zip(self.ranks, plans, strict=True):
+        for rank, plan in zip(self._mine, plans, strict=True):
             if plan is not None:
                 pauses.append((rank, rank.begin(plan)))
             if rank.launched_s < 0:
                 rank.launched_s = self.step_s(0, 0, 0, 0, 0, 0, 0)
             slowest_s = max(slowest_s, rank.launched_s)
         self.now_s += slowest_s
-        for rank in self.ranks:
+        for rank in self._mine:
             rank.end(self.now_s)
         self._finish()
         for rank, paused in pauses:
@@ -216,7 +225,7 @@ class LockstepGroup(RanksTogether):
 
     def _finish(self) -> None:
         finished: list[int] = []
-        for rank in self.ranks:
+        for rank in self._mine:
             rank.last_finished = NOBODY
             if rank.lane.due <= len(rank.lane.ends):
                 rank._take_finished()
@@ -230,7 +239,7 @@ class LockstepGroup(RanksTogether):
     def _calm_steps(self, plans: Sequence[StepPlan | None]) -> int:
         """Decode steps to the next finish or shortage on any rank."""
         steps = (1 << 30) - 1
-        for rank, plan in zip(self.ranks, plans, strict=True):
+        for rank, plan in zip(self._mine, plans, strict=True):
             if plan is None:
                 continue
             if not rank.lane.num:
@@ -241,12 +250,12 @@ class LockstepGroup(RanksTogether):
 
     def _decode_together(self, steps: int, until_s: float) -> None:
         """Up to `steps` decode-only steps; any arrival ends them, as it may go to any rank."""
-        decodes = [(rank.lane, rank.model) for rank in self.ranks if rank.lane.num]
-        idle_s = self.step_s(0, 0, 0, 0, 0, 0, 0) if len(decodes) < len(self.ranks) else 0.0
+        decodes = [(rank.lane, rank.model) for rank in self._mine if rank.lane.num]
+        idle_s = self.step_s(0, 0, 0, 0, 0, 0, 0) if len(decodes) < len(self._mine) else 0.0
         stops_s = min(until_s, self.next_arrival_s), INFINITE
-        ends = decode_ends(decodes, len(self.ranks), idle_s, self.now_s, steps, stops_s)
+        ends = decode_ends(decodes, len(self._mine), idle_s, self.now_s, steps, stops_s)
         self.now_s = ends[-1]
-        for rank in self.ranks:
+        for rank in self._mine:
             if rank.lane.num:
                 rank.free_blocks -= rank.lane.blocks_for(len(rank.lane.ends), len(ends))
             add_decodes(rank.lane, ends)

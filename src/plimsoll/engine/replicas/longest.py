@@ -16,6 +16,8 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, cast
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.errors import InputError
 from plimsoll.core.step import FULL_ATTENTION, AttentionLayers, Line, LongestStepModel, StepCost, StepModel, StepShape
 from plimsoll.engine.replicas.lane import REQUEST_OF_KEY, Lane
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from plimsoll.engine.replicas.replica_state import ReplicaState
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LongestLane(Lane):
     """A `Lane` that knows the longest of its decodes. Entries of requests that left are dropped when they come up."""
 

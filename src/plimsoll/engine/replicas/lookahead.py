@@ -33,7 +33,10 @@ class LookaheadReplica(Replica):
         done_tokens: `known` of the requests that ended here, altogether.
     """
 
-    ahead_from = ahead_to = ahead_tokens = done_tokens = 0
+    ahead_from: int = 0
+    ahead_to: int = 0
+    ahead_tokens: int = 0
+    done_tokens: int = 0
     ahead_chunk = (-1, 0)
     known: Sequence[int] | None = None
     _may_take_back = False

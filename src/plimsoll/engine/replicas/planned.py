@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.policy import Policy
@@ -21,6 +23,7 @@ from plimsoll.engine.requests import Requests
 NOTHING: tuple[Run, ...] = ()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PlannedReplica(Replica):
     """The queues and steps of a `Replica`, for policies that take blocks as they go.
 
@@ -131,3 +134,11 @@ class PlannedReplica(Replica):
             if request in running:
                 self.free_blocks -= -final[request] // size
                 del running[request]
+
+    def progress(self) -> int:
+        """Tokens that all steps so far have put in place, with what was expected of those who ended."""
+        lane = self.lane
+        tokens = lane.over + lane.read // lane.full_weight - lane.num
+        if self.prefilling:
+            tokens += sum(self.prefilling.values())
+        return tokens

@@ -7,6 +7,8 @@ arrival at the very start of a step is seen by it.
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.step import ChunkLine
 from plimsoll.engine.policy import StepPlan
 from plimsoll.engine.replicas.replica_state import INFINITE, NOBODY, Observer, ReplicaState, window_pairs
@@ -17,6 +19,7 @@ SHORT_OF_BLOCKS = "the policy planned a step that its blocks do not suffice for"
 NO_CHUNK_LINE: ChunkLine = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Replica(ReplicaState):
     """The clock and the steps of one replica."""
 

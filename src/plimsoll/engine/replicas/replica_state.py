@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from plimsoll.core.step import ChunkLine, StepModel, chunk_line_of
 from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.policy import Chunk, Policy, StepPlan
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from plimsoll.engine.replicas.replica import Replica
 
 INFINITE = float("inf")
-NOBODY: tuple[int, ...] = ()
+NOBODY: Sequence[int] = ()
+"""Not a tuple to the reader: what is assigned narrows an attribute, and calls in between change it."""
 
 
 class Observer(Protocol):
@@ -35,6 +38,7 @@ class Observer(Protocol):
         ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ReplicaState:
     """The state of one replica. Policies read it (see `plimsoll.engine.policy`); only its own methods write it.
 
@@ -83,8 +87,8 @@ class ReplicaState:
         self.next_arrival_s = INFINITE
         self.now_s = 0.0
         self.last_finished: Sequence[int] = NOBODY
-        self.preempted: tuple[int, ...] = ()
-        self.paused: tuple[int, ...] = ()
+        self.preempted: Sequence[int] = ()
+        self.paused: Sequence[int] = ()
         self.pipelined = model.num_stages > 1
         self.log: tuple[array[float], array[int], array[int], array[int]] | None = None
         if config.keep_step_log:

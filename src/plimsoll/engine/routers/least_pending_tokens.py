@@ -18,6 +18,7 @@ class LeastPendingTokens:
 
     needs_state = True
     counts_tokens = True
+    takes_least_pending = True
 
     def choose(self, fleet: Fleet, request: int, now_s: float, /) -> int:
         """The replica with the least work left at `now_s`."""

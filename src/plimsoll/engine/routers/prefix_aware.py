@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from plimsoll.engine.fleets.fleet import least_of
+from plimsoll.engine.fleets.smallest import least_of
 
 if TYPE_CHECKING:
     from plimsoll.core.workload import Workload
