@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Chunk = tuple[int, int]
 COMPILED: Final = not __file__.endswith(".py")
-"""Then True would become 1 without a word: a plan looks itself. Else the plans of users are looked at afterwards."""
+"""Whether the engine runs as C extensions: a few loops are written for one of both."""
 UNLIMITED = (1 << 30) - 1
 """As many steps or tokens as there are; among the numbers that Python compares on its fast path."""
 
@@ -132,6 +132,7 @@ class StepPlan:
         fill: Any = 0,
         then_fill: Any = 0,
     ) -> None:
+        # Where numbers are typed True becomes 1 without a word; interpreted, users' plans are looked at afterwards.
         if COMPILED and (isinstance(holds, bool) or isinstance(fill, bool) or isinstance(then_fill, bool)):
             raise wrong_plan(chunks, {"holds": holds, "fill": fill, "then_fill": then_fill})
         try:

@@ -123,9 +123,7 @@ def _replicas_of(fleet: Any) -> int:
     return len(fleet.replicas)
 
 
-def _replica_number(
-    own: Any, method: str, count: Callable[[Any], int], name: str, field: str
-) -> Callable[..., int]:  # fmt: skip
+def _replica_number(own: Any, method: str, count: Callable[[Any], int], name: str, field: str) -> Callable[..., int]:
     """A router's method, with a refusal of what is no replica's number. `own` is as the class has it."""
     bound = hasattr(own, "__get__")  # else an object that is called as it is
     where = _where(method, getattr(own, "__func__", own))

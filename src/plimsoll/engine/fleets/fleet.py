@@ -13,7 +13,8 @@ from plimsoll.engine.general.radix import RadixReplica
 from plimsoll.engine.general.replica import GeneralReplica
 from plimsoll.engine.general.reuse import ReuseReplica
 from plimsoll.engine.replicas.caching import CachingReplica
-from plimsoll.engine.replicas.late import LateCachingReplica, LateReplica
+from plimsoll.engine.replicas.late import LateReplica
+from plimsoll.engine.replicas.late_caching import LateCachingReplica
 from plimsoll.engine.replicas.lockstep import RanksTogether
 from plimsoll.engine.replicas.lookahead import LookaheadReplica
 from plimsoll.engine.replicas.planned import PlannedReplica

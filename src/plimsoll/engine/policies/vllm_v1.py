@@ -25,7 +25,8 @@ from plimsoll.core.errors import InputError
 from plimsoll.engine.policy import UNLIMITED, Chunk, StepPlan
 from plimsoll.engine.prefix.vllm_blocks import VllmBlocks
 from plimsoll.engine.replicas.caching import CachingReplica
-from plimsoll.engine.replicas.late import LateCachingReplica, LateReplica
+from plimsoll.engine.replicas.late import LateReplica
+from plimsoll.engine.replicas.late_caching import LateCachingReplica
 from plimsoll.engine.replicas.planned import PlannedReplica
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ from mypy_extensions import mypyc_attr
 
 from plimsoll.core.columns import Floats
 from plimsoll.core.step import AttentionLayers, StepModel
+from plimsoll.engine.policy import COMPILED
 from plimsoll.engine.requests import KEY_BITS, NEVER, Requests
 
 REQUEST_OF_KEY = (1 << KEY_BITS) - 1
@@ -177,7 +178,7 @@ class Lane:
         size, hist = self.block_size, self.hist
         cycles = steps // size
         rest, high = steps - cycles * size, -begin % size
-        if COMPILED:
+        if COMPILED:  # then a loop is quicker than what is built in
             blocks = cycles * self.num
             for back in range(rest):
                 blocks += hist[high - back]  # from the other end where that is below 0
@@ -278,7 +279,3 @@ def stretch_ends(line: tuple[float, float], reads: range, now_s: float, stop_s: 
     seconds[0] += now_s
     ends: Floats = np.add.accumulate(seconds)
     return ends[: int(ends.searchsorted(stop_s)) + 1] if ends[-1] >= stop_s else ends
-
-
-COMPILED: Final = not hasattr(stretch_ends, "__code__")
-"""Whether a loop is quicker than what Python has built in."""

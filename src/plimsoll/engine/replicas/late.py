@@ -27,7 +27,6 @@ from mypy_extensions import mypyc_attr
 from plimsoll.core.step import StepModel
 from plimsoll.engine.config import EngineConfig
 from plimsoll.engine.policy import Policy, StepPlan
-from plimsoll.engine.replicas.caching import BlocksWithContent
 from plimsoll.engine.replicas.planned import PlannedReplica
 from plimsoll.engine.replicas.replica import INFINITE, NOBODY, Observer
 from plimsoll.engine.replicas.stretch import Stretch, note
@@ -151,8 +150,8 @@ class LateReplica(PlannedReplica):
     ) -> None:
         """The same steps, in stretches that go on where somebody ends; a log has a row where it would have one else."""
         running, waiting, prefilling, lane = self.running, self.waiting, self.prefilling, self.lane
-        ends, target, policy = lane.ends, self.requests.target, self.policy
-        budget, logs, stops = self.config.max_num_batched_tokens, self.log is not None, self._stops
+        ends, policy = lane.ends, self.policy
+        budget, logs = self.config.max_num_batched_tokens, self.log is not None
         notes, held = self.noted is not None and limit_s > until_s, -1
         while True:
             planned_s, begin_s = self.now_s, self.busy_until_s
@@ -189,19 +188,7 @@ class LateReplica(PlannedReplica):
                 elif past:
                     self.now_s = planned_s
                     return
-            if plan.interrupts or not plan.chunks:
-                self._carry_out(plan, stop_s)
-                if not due and self._holds_behind(plan, num_decode):
-                    self._decode_behind(stop_s)
-            elif plan.fill and not (due and stops):
-                self._part_way_steps(plan, stop_s, stops)
-            else:
-                self._mixed_step(plan)
-                fill = plan.fill or plan.then_fill
-                if fill and (request := plan.chunks[-1][0]) in prefilling and self.now_s < stop_s:
-                    left, chunk = target[request] - prefilling[request], fill - lane.num
-                    if 0 < chunk < left and not (stops and self._breaks_off(due, begin_s)):
-                        self._run_chunks(request, chunk, (left - 1) // chunk, fill, stop_s, stops)
+            self._run_planned(plan, num_decode, stop_s)
             self._got_none = plan.pause
             self.busy_until_s = self.now_s
             num = len(ends)
@@ -217,6 +204,23 @@ class LateReplica(PlannedReplica):
                 self.lingering = NOBODY
             if logs:
                 self._write_log()
+
+    def _run_planned(self, plan: StepPlan, num_decode: int, stop_s: float) -> None:
+        """The steps of a plan made beside so many decodes, the last of them the first to end at `stop_s` or later."""
+        due, stops, begin_s = self.lingering, self._stops, self.now_s
+        if plan.interrupts or not plan.chunks:
+            self._carry_out(plan, stop_s)
+            if not due and self._holds_behind(plan, num_decode):
+                self._decode_behind(stop_s)
+        elif plan.fill and not (due and stops):
+            self._part_way_steps(plan, stop_s, stops)
+        else:
+            self._mixed_step(plan)
+            fill, request = plan.fill or plan.then_fill, plan.chunks[-1][0]
+            if fill and request in self.prefilling and self.now_s < stop_s:
+                left, chunk = self.requests.target[request] - self.prefilling[request], fill - self.lane.num
+                if 0 < chunk < left and not (stops and self._breaks_off(due, begin_s)):
+                    self._run_chunks(request, chunk, (left - 1) // chunk, fill, stop_s, stops)
 
     def _leaves_behind(self, plan: StepPlan) -> bool:
         """Whether a plan has nothing for anybody else who might arrive: a chunk takes the rest, or somebody waits."""
@@ -375,26 +379,3 @@ class LateReplica(PlannedReplica):
 
     def _in_flight(self, request: int) -> int:
         return 0 if request in self.prefilling or request in self._got_none else 1
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class LateCachingReplica(LateReplica, BlocksWithContent):
-    """The same with prefix caching.
-
-    Raises:
-        InputError: the block size does not go with the workload's content ids.
-    """
-
-    def __init__(
-        self,
-        requests: Requests,
-        config: EngineConfig,
-        model: StepModel,
-        policy: Policy,
-        number: int = 0,
-        observer: Observer | None = None,
-        by_priority: bool = False,
-    ) -> None:
-        super().__init__(requests, config, model, policy, number, observer, by_priority)
-        self._open_pool()
-        self._stops = True  # blocks without content go to the front of the free list: to be let go of in their step
